@@ -1,0 +1,1 @@
+"""What each stage does: plain functions on plain data. Prefect and DVC are not known here."""

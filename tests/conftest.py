@@ -1,0 +1,21 @@
+"""Shared fixtures: a small model for every test, quiet libraries, and no hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from components.stage import quiet_environment
+
+quiet_environment()
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from tests.small_model import make_small_model  # noqa: E402  the environment must be quiet before transformers loads
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small Llama, read-only by convention."""
+    return make_small_model(tmp_path_factory.mktemp("small_model"))

@@ -58,9 +58,7 @@ def encode_unconditional(
 
 def encode_prompts(records: Iterable[Record], tokenizer: Any, *, system: str) -> list[list[int]]:
     """Token ids that a response is generated from: everything before it, and the template's opening of it."""
-    texts = [
-        _render(with_system(record, system)[:-1], tokenizer, add_generation_prompt=True) for record in records
-    ]
+    texts = [_render(with_system(record, system)[:-1], tokenizer, add_generation_prompt=True) for record in records]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     return ids
 

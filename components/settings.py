@@ -70,10 +70,13 @@ class Columns(Block):
     """A column mapping, for shapes that are not recognized."""
 
     prompt: str
+    """Column that holds the user's message."""
     response: str
+    """Column that holds the assistant's answer."""
     input: str | None = None
-    """Appended to the prompt as Alpaca's input is."""
+    """Column that is appended to the prompt as Alpaca's input is."""
     system: str | None = None
+    """Column that holds the system message."""
 
 
 class FileSource(Limits):
@@ -92,7 +95,9 @@ class DatasetSource(Limits):
     name: str
     """A dataset id on the Hugging Face hub, or a folder written by `save_to_disk`."""
     config: str | None = None
+    """Configuration of the dataset, where it has several."""
     split: str = "train"
+    """Split, or a slice of one such as `train[:1000]`."""
     revision: str | None = None
     """Commit, tag or branch; needed for a hub dataset."""
     columns: Columns | None = None
@@ -153,12 +158,14 @@ class ScoreSettings(Block):
     batch_tokens: PositiveInt = 8192
     """Tokens per batch, padding included. It changes speed, not scores."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights and activations of the model; the loss itself is always float32."""
     max_misaligned_share: Share = 0.5
     """The stage fails when a larger share is misaligned or unscorable: a sign of a wrong chat template."""
 
 
 class SelectSettings(Block):
     strategy: Literal["iterit"] = "iterit"
+    """How the subset is chosen; a module in components/strategies."""
     ratio: float | int = 0.05
     """Share of the pool (up to 1) or a whole number of records, the same in every iteration."""
     update_ratio: float = Field(default=3.0, ge=1)
@@ -174,13 +181,15 @@ class SelectSettings(Block):
         return value
 
     def records_per_iteration(self, pool_size: int) -> int:
-        """k of the method: floor(ratio x pool size), or ratio itself when it is a number of records."""
+        """The method's k: floor(ratio x pool size), or ratio itself when it is a number of records."""
         return math.floor(self.ratio * pool_size) if self.ratio <= 1 else int(self.ratio)
 
 
 class FinetuneSettings(Block):
     learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak of the schedule."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
     warmup_ratio: Share = 0.03
     """Share of the planned steps during which the learning rate rises."""
     planned_iterations: PositiveInt = 3
@@ -194,11 +203,15 @@ class FinetuneSettings(Block):
     loss: Literal["record", "token"] = "record"
     """Average the response tokens' loss per record first (as the reference does), or over all tokens alike."""
     clip_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the training."""
     deepspeed: str = "zero2"
     """Name of a file in conf/deepspeed."""
     processes: PositiveInt = 1
+    """Processes on this machine, one a GPU; the stage starts the launcher itself."""
     seed: int = Field(default=42, ge=0, lt=2**32)
+    """Seed of every random stream."""
 
     @model_validator(mode="after")
     def batch_divides(self) -> FinetuneSettings:
@@ -294,16 +307,23 @@ def check_settings(params: dict[str, Any], origin: str = str(PARAMS)) -> Setting
     try:
         return Settings.model_validate(params)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(origin, mistake) for mistake in error.errors())) from None
+        # a value that fits no member of a union is one mistake, not one a member
+        lines = {".".join(_keys(mistake)): _explain(origin, mistake) for mistake in reversed(error.errors())}
+        raise UserError("\n".join(reversed(lines.values()))) from None
+
+
+def _keys(mistake: Any) -> list[str]:
+    """Where the mistake is, as keys of the file: without the marks that pydantic adds for unions and mappings."""
+    location = [str(part) for part in mistake["loc"]]
+    if location[:1] == ["base_model"] and len(location) > 1:
+        del location[1]
+    return [part for part in location if part not in ("float", "int", "[key]")]
 
 
 def _explain(origin: str, mistake: Any) -> str:
     """One line of pydantic's list in the form `params.yaml: select.ratio: 1.5 is neither ...`."""
-    # the discriminator's value is part of pydantic's location, not of the file
-    location = [str(part) for part in mistake["loc"]]
-    if location[:1] == ["base_model"] and len(location) > 1:
-        del location[1]
-    key = ".".join(part for part in location if part not in ("float", "int"))
+    location = _keys(mistake)
+    key = ".".join(location)
     kind, given = mistake["type"], mistake["input"]
     if kind == "extra_forbidden":
         known = ", ".join(_known_keys(location[:-1]))
@@ -312,6 +332,10 @@ def _explain(origin: str, mistake: Any) -> str:
         return f"{origin}: {key}: missing"
     if kind == "value_error":
         return f"{origin}: {key}: {mistake['ctx']['error']}"
+    if kind == "union_tag_invalid":
+        return f"{origin}: {key}.kind: {given['kind']!r} is none of {mistake['ctx']['expected_tags']}"
+    if kind == "string_pattern_mismatch" and mistake["ctx"]["pattern"] == NAME:
+        return f"{origin}: {key}: a name is made of letters, digits, - and _, and begins with a letter or digit"
     message = mistake["msg"][0].lower() + mistake["msg"][1:]
     shown = "" if isinstance(given, dict | list) else f" {given!r}:"
     return f"{origin}: {key}:{shown} {message}"

@@ -1,0 +1,62 @@
+# make run    retrain with params.yaml
+# make test   the tests
+# make lint   ruff, mypy, hadolint
+# make bench  speed, as ratios measured side by side
+# Each of them makes the virtual environment from requirements.lock first, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+
+# the stage commands in dvc.yaml say `python`
+export PATH := $(abspath $(BIN)):$(PATH)
+# uv has settings of its own; what pip was told about wheels and indexes holds for it too
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+
+.PHONY: setup run test lint format bench lock clean
+
+setup: $(VENV)/complete
+
+$(VENV)/complete: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@for tool in git c++; do command -v $$tool >/dev/null || { echo "error: $$tool not found; install it first" >&2; exit 2; }; done
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: setup
+	@$(BIN)/iterit run
+
+test: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+# resolve again within the bounds of pyproject.toml; run everything before committing the result
+lock: setup
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --group dev --no-annotate --no-header \
+		--output-file requirements.lock pyproject.toml
+	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock
+
+clean:
+	rm -rf $(VENV)

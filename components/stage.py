@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from components import tables
 from components.errors import Unreachable, UserError
 
 SCRATCH = Path(".iterit")  # never versioned: locks, timings, downloads, what a killed stage can go on from
+SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish", "busybox")
 BAD_INPUT, TRY_LATER = 2, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h
 
 QUIET = {
@@ -45,17 +48,39 @@ def quiet_environment() -> None:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies (Linux; elsewhere nothing happens).
+    """Make this process end with SIGKILL as soon as its parent has gone (Linux; elsewhere nothing happens).
 
-    DVC killed with SIGKILL leaves its stage running; a rerun then mixes with it in the same files.
+    DVC killed with SIGKILL leaves its stage running, and a rerun then mixes with it in the same files. DVC starts a
+    stage through `sh -c`, and not every shell gives its place to the command: the one that counts is behind the shell.
     """
     if sys.platform != "linux":
         return
     parent = os.getppid()
     set_parent_death_signal = 1
-    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the request
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    behind = _parent_behind_shell(parent)
+    if behind not in (0, parent):
+        descriptor = os.pidfd_open(behind)
+        threading.Thread(target=_die_after, args=(descriptor,), daemon=True, name="die-with-parent").start()
+    if os.getppid() != parent or _parent_behind_shell(parent) != behind:  # it went before we asked
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_after(process_descriptor: int) -> None:
+    select.select([process_descriptor], [], [])  # readable when the process has ended
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _parent_behind_shell(pid: int) -> int:
+    """`pid`, or the parent of the `sh -c ...` that `pid` is."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"-c" in command[1:2] and Path(os.fsdecode(command[0])).name in SHELLS:
+            # the name in parentheses may hold anything: count from the last one
+            return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0  # it has gone: the check at the end of die_with_parent sees it
+    return pid
 
 
 def stage_name(name: str, key: str | None = None) -> str:

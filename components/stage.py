@@ -75,7 +75,7 @@ def _parent_behind_shell(pid: int) -> int:
     """`pid`, or the parent of the `sh -c ...` that `pid` is."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"-c" in command[1:2] and Path(os.fsdecode(command[0])).name in SHELLS:
+        if b"-c" in command[1:4] and Path(os.fsdecode(command[0])).name in SHELLS:
             # the name in parentheses may hold anything: count from the last one
             return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):

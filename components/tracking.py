@@ -21,12 +21,15 @@ import hashlib
 import json
 import logging
 import os
+import platform
+import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +41,12 @@ from ruamel.yaml import YAML
 from components import tables
 from components.errors import Unreachable, UserError
 from components.settings import PARAMS, Settings, read_params
-from components.stage import quiet_environment, seconds_file
+from components.stage import SCRATCH, quiet_environment, seconds_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
+    from mlflow.entities.model_registry import ModelVersion
 
 LOCK = Path("dvc.lock")
 PARENT = "mlflow.parentRunId"
@@ -154,16 +158,25 @@ def finish_pipeline_run(run: PipelineRun, status: str = "FINISHED") -> None:
         client().set_terminated(run.run_id, status=status)
 
 
-def record_stage(run: PipelineRun, stage: str, entry: StageEntry | None = None, *, outcome: str | None = None) -> None:
+def record_stage(
+    run: PipelineRun,
+    stage: str,
+    entry: StageEntry | None = None,
+    *,
+    outcome: str | None = None,
+    seconds: float | None = None,
+) -> None:
     """Make the child run of a stage from the files that it wrote, once: a second call changes nothing.
 
-    `entry` defaults to what dvc.lock holds. `outcome` is `ran` or `cached`; by default the time tells.
+    `entry` defaults to what dvc.lock holds, `seconds` to what the stage has noted down. `outcome` is `ran` or
+    `cached`; by default the time tells.
     """
     entry = entry or read_entry(stage)
     name, _, key = stage.partition("@")
     ended = _ended(stage)
     outcome = outcome or ("ran" if ended is not None and ended >= run.started else "cached")
-    seconds = tables.read_json(seconds_file(stage))["seconds"] if ended is not None else None
+    if seconds is None and ended is not None:
+        seconds = tables.read_json(seconds_file(stage))["seconds"]
     values, steps = _metrics(entry), _step_rows(entry)
     step = _iteration_number(stage)
     digest = _outputs_digest(entry)
@@ -374,3 +387,98 @@ def write_preview(table_file: Path, file: Path) -> None:
             rows, pa.schema([(name, pa.string()) for name in ("id", "source", "prompt", "response")])
         )
     arrow_csv.write_csv(table, file)
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredVersion:
+    """A version of a registered model that has the alias now. `is_new`: it was made by this call."""
+
+    model: str
+    version: str
+    is_new: bool
+
+
+def register_checkpoint(
+    run: PipelineRun, checkpoint: Path, *, name: str, alias: str, tags: dict[str, str], metrics: dict[str, float]
+) -> RegisteredVersion:
+    """Give `alias` of the registered model `name` to the checkpoint, as a new version unless one holds it already.
+
+    The folder is uploaded as it is, with MLflow's description beside it, and never loaded: it opens with
+    `mlflow.transformers.load_model("models:/NAME@ALIAS")`, and downloaded as any Hugging Face folder does.
+    `tags` must hold the checkpoint's digest under `iterit.checkpoint`; it tells whether a version holds it.
+    """
+    digest = tags["iterit.checkpoint"]
+    with answering():
+        holder = next((one for one in _versions(name) if one.tags.get("iterit.checkpoint") == digest), None)
+        number = str(holder.version) if holder else _new_version(run, checkpoint, name, tags, metrics)
+        client().set_registered_model_alias(name, alias, number)
+    return RegisteredVersion(name, number, is_new=holder is None)
+
+
+def _versions(name: str) -> list[ModelVersion]:
+    """All versions of the registered model, the newest first; makes the model when there is none."""
+    if not client().search_registered_models(f"name = '{name}'"):
+        client().create_registered_model(name)
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client().search_model_versions(
+            f"name = '{name}'", order_by=["version_number DESC"], max_results=200, page_token=token
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _new_version(run: PipelineRun, checkpoint: Path, name: str, tags: dict[str, str], metrics: dict[str, float]) -> str:
+    from mlflow.entities import Metric
+
+    logged = client().create_logged_model(run.experiment_id, "checkpoint", run.run_id, tags=tags, model_type="llm")
+    scratch = SCRATCH / "tmp" / "register"
+    shutil.rmtree(scratch, ignore_errors=True)
+    describe_for_mlflow(checkpoint, scratch, logged.model_id)
+    client().log_model_artifacts(logged.model_id, str(checkpoint))
+    client().log_model_artifacts(logged.model_id, str(scratch))
+    shutil.rmtree(scratch)
+    client().finalize_logged_model(logged.model_id, "READY")
+    now = int(time.time() * 1000)
+    client().log_batch(
+        run.run_id,
+        [Metric(f"holdout/{key}", value, now, 0, model_id=logged.model_id) for key, value in metrics.items()],
+    )
+    source = f"models:/{logged.model_id}"
+    made = client().create_model_version(name, source, run.run_id, tags=tags, model_id=logged.model_id)
+    return str(made.version)
+
+
+def describe_for_mlflow(checkpoint: Path, folder: Path, model_id: str) -> None:
+    """Write to `folder` what lets MLflow open the Hugging Face folder that it is put into."""
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    component = folder / "components" / "tokenizer"
+    component.mkdir(parents=True)
+    for file in checkpoint.iterdir():
+        if file.name.startswith(("tokenizer", "special_tokens", "chat_template", "vocab", "merges")):
+            shutil.copyfile(file, component / file.name)
+    config = tables.read_json(checkpoint / "config.json")
+    text = Schema([ColSpec("string")])
+    model = Model(model_id=model_id, signature=ModelSignature(inputs=text, outputs=text))
+    model.add_flavor(
+        "transformers",
+        transformers_version=version("transformers"),
+        code=None,
+        task="text-generation",
+        instance_type="TextGenerationPipeline",
+        pipeline_model_type="AutoModelForCausalLM",
+        model_binary=".",  # the checkpoint lies beside this description
+        source_model_name="",
+        torch_dtype=f"torch.{config.get('dtype', 'float32')}",
+        components=["tokenizer"],
+        tokenizer_type="AutoTokenizer",
+    )
+    model.add_flavor("python_function", loader_module="mlflow.transformers", python_version=platform.python_version())
+    model.save(str(folder / "MLmodel"))
+    packages = ("mlflow", "torch", "transformers", "accelerate")
+    (folder / "requirements.txt").write_text("".join(f"{name}=={version(name)}\n" for name in packages))

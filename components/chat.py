@@ -4,12 +4,15 @@ Two texts are made of a record with prompt x and response y:
 
     conditional      the chat template over the whole conversation
     unconditional    the chat template over the assistant's message alone (a system message that the template
-                     adds by itself stays)
+                     adds by itself stays; a template that refuses to begin with the assistant gets an empty
+                     user message before it)
 
 The response starts at the same character of the template whatever the response is, so a marker rendered in its
 place finds it: searching for the response itself fails where a template trims white space, or where the response
-is a word of the template. The first response token is the first one that reaches beyond that character, which
-holds also where the tokenizer merges the last character of the prompt with the first of the response.
+is a word of the template. A template that treats some responses differently (it moves a thought to the front, say)
+is found by comparing the two texts: the response starts where they begin to differ, if that is earlier. The first
+response token is the first one that reaches beyond that character, which holds also where the tokenizer merges the
+last character of the prompt with the first of the response.
 """
 
 from __future__ import annotations
@@ -53,7 +56,16 @@ def encode_unconditional(
     records: Iterable[Record], tokenizer: Any, *, template: str = "chat", max_length: int | None = None
 ) -> list[Encoded]:
     """One text a record: the response alone, cut after `max_length` tokens."""
-    return _encode([record.messages[-1:] for record in records], tokenizer, template, max_length)
+    before = () if template == "none" or _begins_with_assistant(tokenizer) else (Message("user", ""),)
+    return _encode([(*before, record.messages[-1]) for record in records], tokenizer, template, max_length)
+
+
+def _begins_with_assistant(tokenizer: Any) -> bool:
+    try:
+        tokenizer.apply_chat_template([{"role": "assistant", "content": MARKER}], tokenize=False)
+    except TemplateError:
+        return False
+    return True
 
 
 def encode_prompts(records: Iterable[Record], tokenizer: Any, *, system: str) -> list[list[int]]:
@@ -85,8 +97,15 @@ def _text_and_response_start(messages: tuple[Message, ...], tokenizer: Any, temp
     if template == "none":
         # a first token for the model to predict the second from
         opening = tokenizer.bos_token or tokenizer.eos_token or ""
-        return _plain(opening, messages), _plain(opening, marked).index(MARKER)
-    return _render(messages, tokenizer), _render(marked, tokenizer).index(MARKER)
+        return _plain(opening, messages), len(_plain(opening, marked)) - len(MARKER)
+    text, marked_text = _render(messages, tokenizer), _render(marked, tokenizer)
+    start = marked_text.rfind(MARKER)  # the last: a prompt may hold the marker, too
+    if start < 0:
+        raise UserError("the model's chat template leaves the response out; score.template: none scores plain text")
+    if not text.startswith(marked_text[:start]):
+        pairs = enumerate(zip(text, marked_text, strict=False))
+        start = next((place for place, (one, other) in pairs if one != other), len(text))
+    return text, start
 
 
 def _plain(opening: str, messages: tuple[Message, ...]) -> str:

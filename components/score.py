@@ -300,7 +300,7 @@ def read_pairs(
     return losses.reshape(-1, 2)
 
 
-def _batches(texts: Sequence[Text], reader: Reader, batch_tokens: int) -> Iterator[tuple[Opening | None, list[int]]]:
+def _batches(texts: Sequence[Text], reader: Reader, batch_tokens: int) -> list[tuple[Opening | None, list[int]]]:
     """Positions of texts that are read together: same opening, like length, `batch_tokens` with the padding."""
     if not reader.head_alone:
         size = WHOLE_LOGITS_BYTES // (4 * reader.model.config.get_text_config().vocab_size)
@@ -309,15 +309,19 @@ def _batches(texts: Sequence[Text], reader: Reader, batch_tokens: int) -> Iterat
     for position, text in enumerate(texts):
         if text.scored:
             groups.setdefault(_opening_of(text, reader.openings), []).append(position)
+    batches = []
     for number, positions in sorted(groups.items()):
         opening = reader.openings[number] if number >= 0 else None
         skipped = len(opening.ids) if opening else 0
-        # the longest first: a batch that is too large for the memory is met at once
         positions.sort(key=lambda position: (-len(texts[position].ids), position))
         while positions:
-            size = max(batch_tokens // (len(texts[positions[0]].ids) - skipped), 1)
-            yield opening, positions[:size]
-            del positions[:size]
+            longest = len(texts[positions[0]].ids) - skipped
+            size = max(batch_tokens // longest, 1)
+            batches.append((longest, opening, positions[:size]))
+            positions = positions[size:]
+    # the longest first: a batch that is too large for the memory is met at once
+    batches.sort(key=lambda batch: -batch[0])
+    return [(opening, positions) for _, opening, positions in batches]
 
 
 def _opening_of(text: Text, openings: Sequence[Opening]) -> int:

@@ -363,12 +363,13 @@ def _log_artifacts(run_id: str, entry: StageEntry) -> None:
     """Every file that the stage wrote, tables also as CSV; folders (models, trainer states) are named by their hash."""
     for path in map(Path, entry.outputs):
         if path.is_file() and path.stat().st_size <= LARGEST_ARTIFACT:
-            client().log_artifact(run_id, str(path))
+            place = path.parent.as_posix()  # as in the project: samples/1.json is not metrics/evaluate/1.json
+            client().log_artifact(run_id, str(path), place)
             if path.suffix == ".parquet":
                 with tempfile.TemporaryDirectory() as folder:
                     preview = Path(folder) / f"{path.stem}.csv"
                     write_preview(path, preview)
-                    client().log_artifact(run_id, str(preview))
+                    client().log_artifact(run_id, str(preview), place)
 
 
 def write_preview(table_file: Path, file: Path) -> None:

@@ -1,0 +1,67 @@
+"""MLflow records of a run, written beside it: while a stage runs, the one before is logged from the files it wrote.
+
+A tracking server that is away costs one warning and no training: the files are there, `register` logs from them later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from components import tracking
+from components.errors import Unreachable
+from components.settings import Settings
+
+
+class Recording:
+    """The MLflow run of a flow run, if the server answers, and what is still to be written to it."""
+
+    def __init__(self, run: tracking.PipelineRun | None, background: ThreadPoolExecutor, logger: Any) -> None:
+        self.run = run
+        self._background = background
+        self._logger = logger
+        self._pending: list[Future[None]] = []
+
+    def record(self, stage: str) -> None:
+        """Log a stage in the background, from its files."""
+        if self.run is not None:
+            self._pending.append(self._background.submit(tracking.record_stage, self.run, stage))
+
+    def wait(self) -> None:
+        """Return when everything is logged, or the server has gone: then with one warning."""
+        pending, self._pending = self._pending, []
+        try:
+            for done in pending:
+                done.result()
+        except Unreachable as error:
+            self._logger.warning("%s", error)
+            for waiting in pending:
+                waiting.cancel()
+
+    def finish(self, status: str) -> None:
+        if self.run is not None:
+            self._pending.append(self._background.submit(tracking.finish_pipeline_run, self.run, status))
+        self.wait()
+
+
+@contextmanager
+def recording(settings: Settings, logger: Any) -> Iterator[Recording]:
+    """An MLflow run as long as the block; it ends as FINISHED, FAILED, or KILLED by Ctrl-C."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow") as background:
+        try:
+            run = tracking.start_pipeline_run(settings)
+        except Unreachable as error:
+            logger.warning("%s", error)
+            run = None
+        record = Recording(run, background, logger)
+        status = "FAILED"
+        try:
+            yield record
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            record.finish(status)

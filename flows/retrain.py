@@ -1,0 +1,87 @@
+"""The retraining flow: the method as a list of stages, each of which DVC runs only if something it depends on changed.
+
+    iterit run                       from the project's folder
+    python -m flows.retrain          the same
+
+dvc.yaml describes the pipeline; this drives it, and shows it: a task run a stage, a table an iteration, a link to the
+MLflow run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from components.report import iteration_rows
+from components.settings import Settings, load_settings
+from flows.recording import recording
+from flows.stage import dvc_worker, run_stage
+from flows.workspace import WorkspaceBusyError, check_workspace, workspace_lock
+
+METRICS, ITERATIONS = Path("metrics"), Path("data/iterations")
+
+
+@flow(name="retrain")
+def retrain() -> State[str]:
+    """Retrain with params.yaml as it is. The state's name tells what came of it: Retrained, Unchanged or Busy."""
+    logger = get_run_logger()
+    settings = load_settings()
+    check_workspace(settings)
+    try:
+        with workspace_lock():
+            return _retrain(settings)
+    except WorkspaceBusyError as busy:
+        logger.warning("%s; this one ends", busy)
+        return Completed(name="Busy", message=str(busy), data="busy")
+
+
+def _retrain(settings: Settings) -> State[str]:
+    logger = get_run_logger()
+    with dvc_worker() as ask:
+        status = ask({"do": "status"}, logger.info)
+        if status.get("changed") == []:
+            logger.info("nothing new: data, parameters and code are those of the last run; nothing to retrain")
+            return Completed(name="Unchanged", data="unchanged")
+
+        with recording(settings, logger) as record:
+            if record.run is not None:
+                ask({"do": "environment", "ITERIT_PIPELINE_RUN": record.run.run_id}, logger.info)
+                create_link_artifact(record.run.url, "MLflow run", key="mlflow-run")
+
+            def step(stage: str) -> None:
+                run_stage(stage, ask)
+                record.record(stage)
+
+            step("base_model")
+            for source in settings.ingest.files:
+                step(f"watch@{source}")
+            step("ingest")
+            step("dedupe")
+            step("evaluate_base")
+            for iteration in settings.iterations:
+                step(f"score@{iteration}")
+                step(f"select@{iteration}")
+                step(f"finetune@{iteration}")
+                step(f"evaluate@{iteration}")
+                _show_iteration(settings, iteration)
+            step("report")
+            record.wait()  # register completes the record: two must not write it at once
+            run_stage("register", ask)
+    return Completed(name="Retrained", data="retrained")
+
+
+def _show_iteration(settings: Settings, iteration: str) -> None:
+    """The table of the iterations up to this one, as an artifact whose versions are the history of its key."""
+    until = {key: value for key, value in settings.iterations.items() if int(key) <= int(iteration)}
+    rows = iteration_rows(settings.model_copy(update={"iterations": until}), METRICS, ITERATIONS)
+    create_table_artifact(rows, key=f"iteration-{iteration}", description=f"Up to iteration {iteration}")
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    main(["run"])

@@ -1,0 +1,74 @@
+"""A Prefect server that ends with whoever started it.
+
+Prefect starts a temporary server by itself when none is configured, but leaves it behind when the flow is killed.
+This one ends with it, and boots while the flow's own imports go on. prefect.toml has Prefect's settings.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from components.errors import Unreachable
+from components.stage import die_with_parent
+
+STARTUP_SECONDS = 180  # 7 to 20 on two cores; a first start on a busy machine has taken longer
+
+
+@contextmanager
+def prefect_server() -> Iterator[None]:
+    """Within the block PREFECT_API_URL names a server: the user's, or one that lives as long as the block."""
+    if os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "flows.server", str(port)], stdin=subprocess.DEVNULL)
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    try:
+        yield
+    finally:
+        del os.environ["PREFECT_API_URL"]
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def wait_until_healthy() -> None:
+    """Block until the server of PREFECT_API_URL answers; raises Unreachable after three minutes."""
+    url = os.environ["PREFECT_API_URL"]
+    deadline = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310  the URL is Prefect's setting
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+    raise Unreachable(f"PREFECT_API_URL: no Prefect server answers at {url}; start one with: prefect server start")
+
+
+def main() -> None:
+    die_with_parent()
+    import uvicorn
+
+    uvicorn.run(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        log_level="error",
+    )
+
+
+if __name__ == "__main__":
+    main()

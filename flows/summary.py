@@ -1,0 +1,56 @@
+"""What a person reads at the end of a run: the iterations side by side, where things are, and how to look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from components import tables
+from components.report import iteration_rows
+from components.settings import Settings
+from components.stage import SCRATCH
+
+METRICS, ITERATIONS, REGISTERED = Path("metrics"), Path("data/iterations"), SCRATCH / "registered.json"
+
+COLUMNS = {
+    "iteration": ("iteration", "d"),
+    "scored": ("records\nscored", ",d"),
+    "selected": ("records\nselected", ",d"),
+    "mean_complexity": ("mean\ncomplexity", ".4f"),
+    "training_loss": ("training\nloss", ".4f"),
+    "holdout_loss": ("holdout\nloss", ".4f"),
+    "perplexity": ("holdout\nperplexity", ".3f"),
+    "seconds": ("seconds", ".1f"),
+}
+
+
+def summary_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="iterit", title_justify="left")
+    for heading, _ in COLUMNS.values():
+        table.add_column(heading, justify="right", vertical="bottom")
+    for row in rows:
+        cells = ["-" if row[key] is None else format(row[key], form) for key, (_, form) in COLUMNS.items()]
+        table.add_row("base" if row["iteration"] == 0 else cells[0], *cells[1:])
+    return table
+
+
+def print_summary(settings: Settings, *, new: bool) -> None:
+    """Print the table and where to look; `new` is False when the run found nothing to do."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    console.print(summary_table(iteration_rows(settings, METRICS, ITERATIONS)))
+    last = list(settings.iterations)[-1]
+    if not new:
+        console.print("nothing new: this is the last run's result; nothing was registered")
+    console.print(f"checkpoint   models/{last}")
+    if REGISTERED.is_file():
+        registered = tables.read_json(REGISTERED)
+        console.print(
+            f"registered   {registered['model']} version {registered['version']}: "
+            f"models:/{registered['model']}@{registered['alias']}"
+        )
+    console.print("MLflow       .venv/bin/mlflow server             then http://127.0.0.1:5000")
+    console.print("Prefect      .venv/bin/prefect server start      then http://127.0.0.1:4200")

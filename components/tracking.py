@@ -37,6 +37,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from components import tables
 from components.errors import Unreachable, UserError
@@ -193,7 +194,8 @@ def record_stage(
         begin = end - seconds if outcome == "ran" and seconds is not None else end
         child = client().create_run(run.experiment_id, start_time=int(begin * 1000), run_name=stage, tags=tags)
         child_id = child.info.run_id
-        here, series = _entities(values, step), _entities({f"{name}/{k}": v for k, v in values.items()}, step)
+        group = name.removesuffix("_base")  # the base model is step 0 of the checkpoints' series
+        here, series = _entities(values, step), _entities({f"{group}/{k}": v for k, v in values.items()}, step)
         if seconds is not None:
             here += _entities({"seconds": seconds}, step)
         for at, row in steps:
@@ -209,37 +211,47 @@ def record_stage(
 
 def record_all(run: PipelineRun, settings: Settings, *, except_for: Sequence[str] = ()) -> None:
     """Record every stage of dvc.lock that belongs to the pipeline as params.yaml has it now."""
-    for stage in _read_lock():
+    for stage, entry in _read_lock().items():
         name, _, key = stage.partition("@")
         current = settings.ingest.files if name == "watch" else settings.iterations
         if stage not in except_for and (not key or key in current):
-            record_stage(run, stage)
+            record_stage(run, stage, entry)
 
 
 def read_entry(stage: str) -> StageEntry:
     """Raises UserError when dvc.lock does not have the stage."""
     locked = _read_lock()
-    if stage not in locked:
-        raise UserError(f"{LOCK}: no stage {stage}; `dvc repro` runs it")
-    found = locked[stage]
-    params = {key: value for file in (found.get("params") or {}).values() for key, value in file.items()}
-    dependencies = {item["path"]: item.get("md5", "") for item in found.get("deps") or ()}
-    return StageEntry(
-        _flatten(params), dependencies, {out["path"]: out.get("md5", "") for out in found.get("outs") or ()}
-    )
+    for _ in range(20):
+        if stage in locked:
+            return locked[stage]
+        time.sleep(0.1)  # DVC writes the file in place: another stage's end may just be halfway through it
+        locked = _read_lock()
+    raise UserError(f"{LOCK}: no stage {stage}; `dvc repro` runs it")
 
 
-def _read_lock() -> dict[str, Any]:
+def _read_lock() -> dict[str, StageEntry]:
     if not LOCK.is_file():
         raise UserError(f"{LOCK}: not found; `dvc repro` writes it")
-    stages: dict[str, Any] = YAML(typ="safe", pure=True).load(LOCK.read_text(encoding="utf-8"))["stages"]
-    return stages
+    try:
+        locked = YAML(typ="safe", pure=True).load(LOCK.read_text(encoding="utf-8")) or {}
+    except YAMLError:  # half written, or a merge conflict: the stage that is asked for is not there
+        return {}
+    return {stage: _entry(found) for stage, found in (locked.get("stages") or {}).items()}
+
+
+def _entry(locked: dict[str, Any]) -> StageEntry:
+    params = {key: value for file in (locked.get("params") or {}).values() for key, value in file.items()}
+    dependencies, outputs = (
+        {item["path"]: item.get("md5", "") for item in locked.get(kind) or ()} for kind in ("deps", "outs")
+    )
+    return StageEntry(_flatten(params), dependencies, outputs)
 
 
 def _experiment(name: str) -> str:
     found = client().get_experiment_by_name(name)
     if found is None:
-        return str(client().create_experiment(name))
+        # the page then opens on training runs and models, not on traces of agents
+        return str(client().create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"}))
     if found.lifecycle_stage == "deleted":
         raise UserError(
             f"{PARAMS}: experiment: {name}: deleted in MLflow; restore it "

@@ -7,5 +7,5 @@ class UserError(Exception):
     """What is wrong, where (file, key or record), and what would be right, in one line."""
 
 
-class Unreachable(UserError):
+class Unreachable(UserError):  # noqa: N818  it is what it says
     """Something outside this machine did not answer (a hub, an index): trying again later may help. Exit code 75."""

@@ -7,7 +7,6 @@ holds a clock time, a host name or an absolute path: the same input gives the sa
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +84,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.partial")
     try:
         yield beside
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 

@@ -114,6 +114,12 @@ def test_truncation_shortens_both_texts_alike(loaded: tuple[Any, Any]) -> None:
     assert text.scored == other.scored
     assert text.ids[text.start :] == other.ids[other.start :]
     assert len(other.ids) < 70
+    # and where the unconditional text is the longer one, because the template adds a system message of its own
+    brief = ask("", "text " * 60, Message("system", "S"))
+    ((text, other),) = score.encode_pairs([brief], tokenizer, system=SYSTEM, template="chat", max_length=70)
+    assert len(other.ids) == 70
+    assert text.ids[text.start :] == other.ids[other.start :]
+    assert len(text.ids) < 70
 
 
 @pytest.mark.parametrize("kind", ["logits capped, sliding windows", "logits scaled", "absolute positions"])
@@ -208,6 +214,15 @@ def test_plain_text_is_scored_without_a_template(loaded: tuple[Any, Any]) -> Non
     assert table["complexity"].null_count == 0
 
 
+def test_without_any_first_token_the_response_s_first_is_left_out_of_both_texts(small_model: Path) -> None:
+    model, tokenizer = load_model(small_model, "float32")
+    with_first = scored(RECORDS[:1], model, tokenizer, template="none", system="")
+    tokenizer.bos_token = tokenizer.eos_token = None
+    without = scored(RECORDS[:1], model, tokenizer, template="none", system="")
+    assert without["response_tokens"].to_pylist()[0] == with_first["response_tokens"].to_pylist()[0] - 1
+    assert without["complexity"].null_count == 0
+
+
 def test_no_records_give_no_rows(loaded: tuple[Any, Any]) -> None:
     assert scored([], *loaded).num_rows == 0
 
@@ -283,7 +298,7 @@ def test_scores_of_another_model_template_or_length_are_not_taken(
     score_pool(MANY[:4], IDS[:4], small_model, SETTINGS)
     for shard in shards():
         mark(shard)
-    other = tmp_path / "other"
+    other = tmp_path / "other" / small_model.name  # the same name, other contents
     shutil.copytree(small_model, other)
     config = json.loads((other / "config.json").read_text(encoding="utf-8"))
     (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}), encoding="utf-8")

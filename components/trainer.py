@@ -1,0 +1,187 @@
+"""transformers.Trainer under DeepSpeed, told what one iteration is: batches whose loss is exact, and one schedule.
+
+An optimizer step is over an effective batch of `batch_size` records, whatever the number of processes and micro
+batches. Every record carries its weight in the loss of its effective batch,
+
+    loss: record    1 / records of the effective batch, on the record's mean loss over its response tokens
+    loss: token     1 / response tokens of the effective batch, on the record's summed loss
+
+so the loss of a step is the sum over its micro batches and processes, and the last step of an iteration, over what is
+left, is right by itself: it is filled up with records of weight 0.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.optimization import get_cosine_schedule_with_warmup
+
+from components.chat import Encoded
+from components.errors import UserError
+
+IGNORED = -100  # label of a position that is no part of the response
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One record as the model sees it; `weight` is its share of the loss of its effective batch."""
+
+    id: str
+    ids: list[int]
+    start: int  # of the response
+    weight: float
+
+
+def effective_batches(
+    ids: Sequence[str], texts: Sequence[Encoded], *, batch_size: int, loss: str, seed: int, iteration: int
+) -> list[Example]:
+    """The subset in training order, a multiple of `batch_size` long; the last batch ends with examples of weight 0.
+
+    The order is shuffled by seed and iteration. Within an effective batch it changes nothing but speed: there records
+    of similar length stand together.
+    """
+    order = list(range(len(ids)))
+    random.Random(f"{seed}:{iteration}").shuffle(order)  # noqa: S311  a shuffle, not a secret
+    examples = []
+    for start in range(0, len(order), batch_size):
+        batch = sorted(order[start : start + batch_size], key=lambda index: (-len(texts[index].ids), index))
+        tokens = sum(len(texts[index].ids) - texts[index].start for index in batch)
+        for index in batch:
+            text = texts[index]
+            weight = 1 / tokens if loss == "token" else 1 / (len(batch) * (len(text.ids) - text.start))
+            examples.append(Example(ids[index], text.ids, text.start, weight))
+        examples += [Example("", texts[batch[-1]].ids[:2], 1, 0.0)] * (batch_size - len(batch))
+    return examples
+
+
+def collate(examples: Sequence[Example]) -> dict[str, Any]:
+    """Tensors of shape (examples, longest): ids padded on the right, the mask from lengths, labels, and weights."""
+    longest = max(len(example.ids) for example in examples)
+    ids = torch.zeros(len(examples), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORED)
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        ids[row, :length] = torch.tensor(example.ids)
+        mask[row, :length] = 1
+        labels[row, example.start : length] = ids[row, example.start : length]
+    weights = torch.tensor([example.weight for example in examples], dtype=torch.float32)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": labels,
+        "weights": weights,
+        "record_ids": [example.id for example in examples],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Warm-up and cosine to zero, once for every `steps` optimizer steps: the planned iterations are one cycle."""
+
+    steps: int
+    warmup_ratio: float
+
+    def multiplier(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        warmup = math.ceil(self.warmup_ratio * self.steps)
+        cycle = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps).lr_lambdas[0]
+        return LambdaLR(optimizer, lambda step: cycle(step % self.steps))
+
+
+class IterationTrainer(Trainer):
+    """Trainer with the loss and the schedule of this module; everything else is the library's."""
+
+    loss_is_scaled_for_ga = True  # the weights make the sum over micro batches the loss of the step
+
+    def __init__(self, schedule: Schedule, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._schedule = schedule
+        self.step_loss = torch.zeros(())  # of this process, over the micro batches since the last step
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        self.lr_scheduler = self._schedule.multiplier(optimizer or self.optimizer)
+        return self.lr_scheduler
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """The part of the step's loss that this process has, in nats; float32 whatever the model's dtype."""
+        labels = inputs["labels"][:, 1:]
+        scored = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)  # no logits where no record has a label
+        logits = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            use_cache=False,
+            logits_to_keep=scored,
+        ).logits
+        targets = labels[:, scored]
+        losses = functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        loss = torch.dot(losses.view_as(targets).sum(dim=1), inputs["weights"])
+        if not torch.isfinite(loss):
+            named = ", ".join(id_ for id_ in inputs["record_ids"] if id_)
+            raise UserError(
+                f"finetune: the loss is {loss.item()} on records {named}; lower finetune.learning_rate, or look at them"
+            )
+        self.step_loss = self.step_loss + loss.detach().cpu()
+        # DeepSpeed averages gradients over the processes; the step's loss is their sum
+        return loss.mul(self.args.world_size)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Weights that are whole in every process are saved as they are; ZeRO-3 gathers them first.
+
+        The library's way through DeepSpeed's state dict would clone tied weights, and save them twice.
+        """
+        if self.accelerator.deepspeed_plugin.zero_stage == 3:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    step: int  # over all iterations, from 1
+    loss: float  # nats, as the parameter finetune.loss averages it
+    learning_rate: float
+    gradient_norm: float  # before clipping
+
+
+class StepLog(TrainerCallback):
+    """Collects every optimizer step and moves the progress bar."""
+
+    def __init__(self, advance: Any) -> None:
+        self.steps: list[Step] = []
+        self.seconds = 0.0  # from the first batch to the end of the last step
+        self.trainer: IterationTrainer | None = None
+        self._advance = advance
+        self._started = 0.0
+
+    def on_train_begin(self, *arguments: Any, **rest: Any) -> None:
+        self._started = time.monotonic()
+
+    def on_step_end(self, *arguments: Any, **rest: Any) -> None:
+        self.seconds = time.monotonic() - self._started
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **rest: Any
+    ) -> None:
+        if "learning_rate" not in logs:
+            return
+        assert self.trainer
+        loss = self.trainer.step_loss
+        self.trainer.step_loss = torch.zeros(())
+        if args.world_size > 1:
+            torch.distributed.all_reduce(loss)
+        self.steps.append(Step(state.global_step, loss.item(), logs["learning_rate"], float(logs["grad_norm"])))
+        if self._advance:
+            self._advance(1)

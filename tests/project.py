@@ -1,0 +1,98 @@
+"""A project as a user has it: the tracked files in a git and DVC repository of their own, with the small model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+SOURCE = Path(__file__).parent.parent
+
+# small enough that a whole run takes well under a minute
+SMALL = {
+    "ingest": {"docstrings": {"stdlib": {"cap": 160}}},
+    "dedupe": {"max_records": 60, "max_holdout": 6, "holdout_share": 0.1},
+    "score": {"max_length": 128, "max_misaligned_share": 1.0},
+    "select": {"ratio": 10, "update_ratio": 2.0},
+    "finetune": {"batch_size": 4, "micro_batch_size": 2, "max_length": 128, "learning_rate": 1e-3},
+    "evaluate": {"samples": 1, "sample_tokens": 4},
+}
+
+
+def make_project(folder: Path, model: Path) -> Path:
+    """Copy the tracked files, point params.yaml to the model folder, and commit."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=SOURCE, capture_output=True, check=True).stdout
+    for name in listed.decode().split("\0"):
+        if name and not name.startswith("tests/") and (SOURCE / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(SOURCE / name, folder / name)
+    edit_params(folder, {"base_model": {"kind": "folder", "path": str(model)}}, replace=True)
+    edit_params(folder, SMALL)
+    edit_params(folder, {"iterations": {"1": {"parent": "base"}, "2": {"parent": "1"}}}, replace=True)
+    edit_params(folder, {"finetune": {"planned_iterations": 2}})
+    for command in (
+        ["git", "init", "--quiet", "--initial-branch", "main"],
+        ["git", "add", "--all"],
+        ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "--quiet", "--message", "start"],
+    ):
+        subprocess.run(command, cwd=folder, check=True)
+    return folder
+
+
+def edit_params(folder: Path, changes: dict[str, Any], *, replace: bool = False) -> None:
+    """Change keys of params.yaml, block by block; `replace` puts whole blocks in the place of the old ones."""
+    yaml = YAML()
+    file = folder / "params.yaml"
+    params = yaml.load(file)
+    for block, values in changes.items():
+        if replace:
+            params[block] = values
+        else:
+            params[block].update(values)
+    yaml.dump(params, file)
+
+
+def environment() -> dict[str, str]:
+    """As after `source .venv/bin/activate`, without settings of the tests' own process."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "ITERIT_"))
+    }
+    return {**kept, "PATH": path, "PYTHONPATH": ""}
+
+
+def start(folder: Path, command: Sequence[str], **settings: str) -> subprocess.Popen[str]:
+    """Start a command in the project; its output, errors included, is the process's stdout."""
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**environment(), **settings},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def call(folder: Path, *command: str, expect: int = 0, **settings: str) -> str:
+    """Run a command in the project and return what it printed; its exit code must be `expect`."""
+    process = start(folder, command, **settings)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == expect, f"{' '.join(command)} ended with {process.returncode}:\n{output}"
+    return output
+
+
+def iterit(folder: Path, *arguments: str, expect: int = 0, **settings: str) -> str:
+    return call(folder, "python", "-m", "flows.cli", *arguments, expect=expect, **settings)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Path -> MD5 of every output in dvc.lock."""
+    stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}

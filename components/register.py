@@ -85,7 +85,7 @@ def main() -> None:
         tracking.record_all(run, settings, except_for=["register"])
         version = register(run, result, options.models)
         tables.write_json(options.result, result)
-        entry = tracking.StageEntry(settings.register_.model_dump(), {}, {str(options.result): ""})
+        entry = tracking.make_entry(["experiment", "register", "iterations"], options.result)
         tracking.record_stage(run, "register", entry, outcome="ran", seconds=time.monotonic() - begun)
         if not flow_run:
             tracking.finish_pipeline_run(run)

@@ -218,6 +218,13 @@ def record_all(run: PipelineRun, settings: Settings, *, except_for: Sequence[str
             record_stage(run, stage, entry)
 
 
+def make_entry(blocks: Sequence[str], output: Path) -> StageEntry:
+    """What dvc.lock will say of the stage that is running now, which depends on these blocks of params.yaml."""
+    md5 = hashlib.md5(output.read_bytes(), usedforsecurity=False).hexdigest()  # DVC's hash of a file
+    params = read_params()
+    return StageEntry(_flatten({block: params[block] for block in blocks}), {}, {output.as_posix(): md5})
+
+
 def read_entry(stage: str) -> StageEntry:
     """Raises UserError when dvc.lock does not have the stage."""
     locked = _read_lock()

@@ -12,6 +12,7 @@ from components.stage import quiet_environment
 quiet_environment()
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from tests.finished_pipeline import make_finished_pipeline  # noqa: E402
 from tests.small_model import make_small_model  # noqa: E402  the environment must be quiet before transformers loads
 
 
@@ -19,3 +20,11 @@ from tests.small_model import make_small_model  # noqa: E402  the environment mu
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small Llama, read-only by convention."""
     return make_small_model(tmp_path_factory.mktemp("small_model"))
+
+
+@pytest.fixture(scope="session")
+def finished_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder after two iterations, to be copied: all files, dvc.lock, and an empty MLflow store."""
+    place = tmp_path_factory.mktemp("finished")
+    models = {key: make_small_model(place / key, seed=seed) for seed, key in enumerate(("base", "1", "2"))}
+    return make_finished_pipeline(place / "project", models)

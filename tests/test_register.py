@@ -1,0 +1,162 @@
+"""Registering, with real DVC and a real SQLite store: once a checkpoint, the alias where the checkpoint is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from mlflow.entities.model_registry import ModelVersion
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from components import tracking
+from components.digests import folder_digest
+from components.register import describe_checkpoint
+from components.settings import load_settings
+from tests.finished_pipeline import dvc, put_model
+from tests.small_model import make_small_model
+
+
+@pytest.fixture
+def project(finished_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the finished run, as the current folder."""
+    shutil.copytree(finished_pipeline, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    for name in ("DVC_EXP_NAME", "ITERIT_PIPELINE_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/project/mlflow.db")
+    tracking.client.cache_clear()
+    yield tmp_path / "project"
+    tracking.client.cache_clear()
+
+
+def register(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "components.register", "--models", "models", "--metrics", "metrics"]
+    return subprocess.run(
+        [*command, "--result", "metrics/register.json"],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def aliased() -> ModelVersion:
+    return tracking.client().get_model_version_by_alias("iterit", "latest_iterit")
+
+
+def records(run_id: str) -> dict[str, Any]:
+    """What MLflow holds of a pipeline run, without what must differ: ids, clock times, and which stage ran when."""
+    found = {}
+    experiment = tracking.client().get_run(run_id).info.experiment_id
+    for run in [
+        tracking.client().get_run(run_id),
+        *tracking.client().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'"),
+    ]:
+        clock = ("seconds", "mlflow.parentRunId", "mlflow.runName", "iterit.outcome", "mlflow.loggedModels")
+        series = {
+            key: [(point.step, point.value) for point in tracking.client().get_metric_history(run.info.run_id, key)]
+            for key in run.data.metrics
+            if key not in clock
+        }
+        inputs = sorted((item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs)
+        tags = {key: value for key, value in run.data.tags.items() if key not in clock}
+        name = "parent" if run.info.run_id == run_id else run.info.run_name
+        found[name] = (
+            run.info.status,
+            run.data.params,
+            {key: sorted(value) for key, value in series.items()},
+            inputs,
+            tags,
+        )
+    return found
+
+
+def test_the_flow_and_a_bare_dvc_repro_leave_the_same_records(project: Path) -> None:
+    done = dvc(project, "repro", "--quiet", "--single-item", "register")
+    bare = json.loads(Path(".iterit/registered.json").read_text())
+    # nothing but the stage's own line: no migration of MLflow's store, no warning
+    assert done.stdout.splitlines() == ["register: iterit version 1: registered; alias latest_iterit"]
+    assert done.stderr == ""
+    settings = load_settings()
+    run = tracking.start_pipeline_run(settings)
+    for stage in ("base_model", "ingest", "score@1"):  # what a flow has recorded so far; register completes it
+        tracking.record_stage(run, stage)
+    result = Path("metrics/register.json").read_bytes()
+    again = register(project, ITERIT_PIPELINE_RUN=run.run_id)
+    said = ["register: iterit version 1: already registered, not again; alias latest_iterit"]
+    assert again.stdout.splitlines() == said
+    assert Path("metrics/register.json").read_bytes() == result
+    tracking.record_stage(run, "register")
+    tracking.finish_pipeline_run(run)
+    ours, theirs = records(run.run_id), records(bare["run_id"])
+    # the version was made in the first run: only there its holdout metrics are tied to a model
+    for key in [key for key in theirs["parent"][2] if key.startswith("holdout/")]:
+        del theirs["parent"][2][key]
+    assert ours == theirs
+    assert len(ours) == 16
+
+
+def test_the_registered_checkpoint_opens_by_its_alias(project: Path, tmp_path: Path) -> None:
+    assert register(project).returncode == 0
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+    uri = "models:/iterit@latest_iterit"
+    inputs = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        expected = AutoModelForCausalLM.from_pretrained("models/2")(input_ids=inputs).logits
+        pipeline = mlflow.transformers.load_model(uri)
+        assert torch.equal(pipeline.model(input_ids=inputs).logits, expected)
+        assert pipeline("Say one", max_new_tokens=3, do_sample=False)[0]["generated_text"].startswith("Say one")
+        plain = mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / "plain"))
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(plain)(input_ids=inputs).logits, expected)
+    assert AutoTokenizer.from_pretrained(plain).chat_template == AutoTokenizer.from_pretrained("models/2").chat_template
+    version = aliased()
+    assert version.tags["iterit.checkpoint"] == folder_digest(Path("models/2"))
+    assert version.tags["iterit.iteration"] == "2"
+    assert version.tags["holdout.loss"] == "2.0"
+    assert version.run_id == json.loads(Path(".iterit/registered.json").read_text())["run_id"]
+
+
+def test_the_result_says_what_is_the_same_everywhere_and_nothing_else(project: Path) -> None:
+    assert describe_checkpoint(load_settings(), Path("models"), Path("metrics")) == {
+        "model": "iterit",
+        "alias": "latest_iterit",
+        "iteration": "2",
+        "checkpoint": folder_digest(Path("models/2")),
+        "holdout": {"records": 2, "tokens": 20, "loss": 2.0, "perplexity": 7.389056, "mean_complexity": 0.5},
+    }
+
+
+def test_the_alias_follows_the_checkpoint_there_and_back_and_nothing_is_registered_twice(
+    project: Path, tmp_path: Path
+) -> None:
+    def repro() -> str:
+        dvc(project, "repro", "--quiet", "--single-item", "register")
+        return str(aliased().version)
+
+    shutil.copytree("models/2", tmp_path / "first")
+    assert repro() == "1"
+    put_model(project, "2", make_small_model(tmp_path / "other", seed=9), loss=1.5)
+    assert repro() == "2"
+    # DVC has seen these inputs: its run cache must not stand in for the registry
+    put_model(project, "2", tmp_path / "first", loss=2.0)
+    assert repro() == "1"
+    assert len(tracking.client().search_model_versions("name = 'iterit'")) == 2
+
+
+def test_a_tracking_server_that_is_away_ends_the_stage_in_one_line_that_says_how_to_go_on(project: Path) -> None:
+    away = register(project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert away.returncode == 75
+    assert len(away.stderr.splitlines()) == 1
+    assert "MLFLOW_TRACKING_URI http://127.0.0.1:9" in away.stderr
+    assert "`dvc repro register`" in away.stderr
+    assert not Path("metrics/register.json").exists()

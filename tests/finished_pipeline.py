@@ -103,7 +103,7 @@ def _put_iteration(folder: Path, number: int, key: str) -> None:
     _write_rows(place / "steps.csv", tables.STEPS.names, steps)
     tables.write_json(folder / f"metrics/score/{key}.json", {"records": 4, "mean_complexity": 0.3679})
     tables.write_json(folder / f"metrics/select/{key}.json", {"selected": 2, "mean_score": 0.3679})
-    tables.write_json(folder / f"metrics/finetune/{key}.json", {"steps": 2, "loss": 3.5 / number})
+    tables.write_json(folder / f"metrics/finetune/{key}.json", {"steps": 2, "training_loss": 3.5 / number})
 
 
 def _write_rows(path: Path, columns: list[str], rows: list[list[object]]) -> None:

@@ -70,7 +70,7 @@ def test_one_parent_run_has_a_child_for_each_stage_and_the_series_over_iteration
     # iteration 0 is the base model
     assert history(run.run_id, "evaluate/loss") == [(0, 3.0), (1, 2.5), (2, 2.0)]
     assert history(run.run_id, "score/mean_complexity") == [(1, 0.3679), (2, 0.3679)]
-    assert history(run.run_id, "finetune/loss") == [(1, 3.5), (2, 1.75)]
+    assert history(run.run_id, "finetune/training_loss") == [(1, 3.5), (2, 1.75)]
     assert history(run.run_id, "step/loss") == [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.5)]
     assert run.url.endswith(f"/#/experiments/{run.experiment_id}/runs/{run.run_id}")
 

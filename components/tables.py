@@ -99,8 +99,10 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
     if not path.is_file():
         raise UserError(f"{path}: not found; `dvc repro` makes it, `dvc pull` fetches it")
     try:
-        return pq.read_table(path, schema=schema)
-    except (pa.ArrowInvalid, OSError) as error:
+        # not pq.read_table: it imports pyarrow.dataset, and that pandas, for 1 s
+        with pq.ParquetFile(path) as file:
+            return file.read().select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, KeyError, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet table: {str(error).splitlines()[0]}") from error
 
 

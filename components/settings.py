@@ -155,7 +155,7 @@ class ScoreSettings(Block):
     """chat: the tokenizer's chat template. none: plain text."""
     max_length: Annotated[int, Field(ge=8)] = 512
     """Tokens; longer texts are truncated."""
-    batch_tokens: PositiveInt = 8192
+    batch_tokens: PositiveInt = 2048
     """Tokens per batch, padding included. It changes speed, not scores."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and activations of the model; the loss itself is always float32."""
@@ -182,7 +182,8 @@ class SelectSettings(Block):
 
     def records_per_iteration(self, pool_size: int) -> int:
         """The method's k: floor(ratio x pool size), or ratio itself when it is a number of records."""
-        return math.floor(self.ratio * pool_size) if self.ratio <= 1 else int(self.ratio)
+        # the decimal number as written: 0.29 x 100 is 29, in binary it is 28.999999999999996
+        return math.floor(Fraction(str(self.ratio)) * pool_size) if self.ratio <= 1 else int(self.ratio)
 
 
 class FinetuneSettings(Block):

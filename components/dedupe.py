@@ -1,20 +1,20 @@
-r"""Remove duplicates, then split off the holdout; say of every record that is left out in favour of what.
-
-Three kinds, one after the other:
+r"""Split off the holdout and remove duplicates; say of every record that is left out in favour of what.
 
     same_record     the same content id
     same_response   the same response to another prompt (dedupe.same_response)
-    near            Jaccard similarity of the sets of word n-grams >= dedupe.threshold
+    near_holdout    Jaccard similarity of the sets of word n-grams with a record of the holdout >= dedupe.threshold
+    near            the same with any other record that stays (dedupe.near)
 
-MinHash finds candidates for the last: a signature of `permutations` minima is cut into b bands of r rows, and two
+A record belongs to the holdout's share or to the pool's by a hash of its content id. The holdout's share is compared
+with itself first, then the pool's with all that stayed before: so it is the pool that yields, and data added to the
+pool's share never move the holdout. A record goes only in favour of one that stays and that it was compared with: no
+chains of loose matches. (One that stays may still be over a cap, and says so; it is never trained on, either.)
+
+MinHash finds candidates for `near`: a signature of `permutations` minima is cut into b bands of r rows, and two
 records are candidates when a whole band agrees, which happens with probability 1 - (1 - s^r)^b for records of
 similarity s (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4). r is the largest for which a pair at the
-threshold is missed with at most 1 %. The similarity of every candidate pair is then computed exactly.
-
-A record goes only in favour of one that stays and that it was compared with: no chains of loose matches. Records of
-the holdout go first, then the order of the sources: so the holdout does not change when data are added, and it is
-the pool that yields. The holdout is a share of the records by a hash of their content id. What MinHash missed between
-holdout and pool is found exactly, by a product of sparse matrices: nothing that is tested is trained on.
+threshold is missed with at most 1 %. The similarity of every candidate pair is then computed exactly. `near_holdout`
+is exact from the start, by a product of sparse matrices: nothing that is tested is trained on.
 
     python -m components.dedupe --records data/raw.parquet --pool data/pool.parquet --holdout data/holdout.parquet ...
 """
@@ -26,7 +26,7 @@ import hashlib
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from components.stage import stage
 
 MISSED = 0.01  # share of the pairs at the threshold that MinHash may miss
 SEED = 1  # of the hash functions
+BLOCK = 512  # records compared with the holdout at a time: 512 x 2,600 similarities are 11 MB
 WORDS = re.compile(r"\w+")
 
 
@@ -59,56 +60,87 @@ def deduplicate(records: Sequence[Record], settings: DedupeSettings, weights: di
     `weights`: source -> relative share of the pool where `max_records` leaves records out. Raises UserError when too
     much is removed, and when pool or holdout are empty.
     """
-    is_holdout = [_fraction(record.id, "holdout") < settings.holdout_share for record in records]
-    order = sorted(range(len(records)), key=lambda index: not is_holdout[index])  # stable: holdout first
-    removed: list[dict[str, Any]] = []
-
-    def remove(index: int, kept: int | None, kind: str, similarity: float | None) -> None:
-        kept_id = records[kept].id if kept is not None else None
-        row = {"id": records[index].id, "source": records[index].source, "kept_id": kept_id}
-        removed.append({**row, "kind": kind, "similarity": similarity})
-
-    order = _without_equals(order, [record.id for record in records], "same_record", remove)
-    if settings.same_response:
-        order = _without_equals(order, [record.response.strip() for record in records], "same_response", remove)
-    if settings.near and order:
-        shingles = [_shingles(records[index], settings.ngram) for index in order]
-        kept: list[int] = []
-        for position, favoured, similarity in _near_duplicates(shingles, settings):
-            if favoured is None:
-                kept.append(position)
-            else:
-                remove(order[position], order[favoured], "near", similarity)
-        held = [position for position in kept if is_holdout[order[position]]]
-        rest = [position for position in kept if not is_holdout[order[position]]]
-        for position, favoured, similarity in _near_across(shingles, held, rest, settings.threshold):
-            remove(order[position], order[favoured], "near_holdout", similarity)
-            kept.remove(position)
-        order = [order[position] for position in kept]
-    if records and len(removed) > settings.max_removed_share * len(records):
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(row["kind"] for row in removed).most_common())
+    share = [_fraction(record.id, "holdout") < settings.holdout_share for record in records]
+    shingles = [shingle(record, settings.ngram) for record in records]
+    stays = _Stays(records, shingles, settings)
+    for_holdout = [index for index, held in enumerate(share) if held and stays.add(index)]
+    holdout = _smallest(for_holdout, records, settings.max_holdout)
+    for_pool = [index for index, held in enumerate(share) if not held]
+    like_holdout = near_across(shingles, for_pool, sorted(holdout), settings.threshold)
+    for_pool = [index for index in for_pool if stays.add(index, like_holdout.get(index))]
+    _refuse_too_many(stays.removed, len(records), settings.max_removed_share)
+    pool = _shared(for_pool, records, settings.max_records, weights)
+    if not pool:
         raise UserError(
-            f"{len(removed):,} of {len(records):,} records are duplicates ({kinds}), more than "
-            f"dedupe.max_removed_share {settings.max_removed_share}; look at the sources, or raise dedupe.threshold"
+            f"{PARAMS}: dedupe.holdout_share: no record is left for the pool of {len(records):,} read; "
+            "add data, or lower the share"
         )
-    holdout = [index for index in order if is_holdout[index]]
-    pool = [index for index in order if not is_holdout[index]]
-    sources = [record.source for record in records]
-    in_holdout = _smallest(holdout, records, settings.max_holdout)
-    in_pool = _shared(pool, records, sources, settings.max_records, weights)
-    for index in sorted({*order} - in_holdout - in_pool):
-        remove(index, None, "over_cap", None)
-    if not in_pool:
+    if not holdout:
         raise UserError(
-            f"no record is left for the pool of {len(records):,} read; add data or lower dedupe.holdout_share"
-        )
-    if not in_holdout:
-        raise UserError(
-            f"{PARAMS}: dedupe.holdout_share: no record of {len(order):,} falls into a share of "
+            f"{PARAMS}: dedupe.holdout_share: none of {len(records):,} records falls into a share of "
             f"{settings.holdout_share}; raise it, or add data"
         )
+    for index in sorted({*for_holdout, *for_pool} - holdout - pool):
+        stays.remove(index, None, "over_cap", None)
     return Deduplicated(
-        [records[index] for index in sorted(in_pool)], [records[index] for index in sorted(in_holdout)], removed
+        [records[index] for index in sorted(pool)], [records[index] for index in sorted(holdout)], stays.removed
+    )
+
+
+class _Stays:
+    """The records that stay so far, findable by id, response and bands of their MinHash; and what was removed."""
+
+    def __init__(self, records: Sequence[Record], shingles: Sequence[frozenset[str]], settings: DedupeSettings) -> None:
+        self.removed: list[dict[str, Any]] = []
+        self._records, self._shingles, self._settings = records, shingles, settings
+        self._by_id: dict[str, int] = {}
+        self._by_response: dict[str, int] = {}
+        self._bands = _signature_bands(shingles, settings) if settings.near and records else []
+        self._buckets: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in self._bands]
+
+    def add(self, index: int, like_holdout: tuple[int, float] | None = None) -> bool:
+        """Whether the record stays; where it does not, a row of `removed` says why."""
+        record = self._records[index]
+        response = record.response.strip()
+        if record.id in self._by_id:
+            self.remove(index, self._by_id[record.id], "same_record", 1.0)
+        elif self._settings.same_response and response in self._by_response:
+            self.remove(index, self._by_response[response], "same_response", 1.0)
+        elif like_holdout:
+            self.remove(index, like_holdout[0], "near_holdout", like_holdout[1])
+        elif near := self._near(index):
+            self.remove(index, near[0], "near", near[1])
+        else:
+            self._by_id[record.id] = self._by_response[response] = index
+            for bucket, band in zip(self._buckets, self._bands, strict=True):
+                bucket[band[index]].append(index)
+            return True
+        return False
+
+    def remove(self, index: int, kept: int | None, kind: str, similarity: float | None) -> None:
+        record, kept_id = self._records[index], None if kept is None else self._records[kept].id
+        row = {"id": record.id, "source": record.source, "kept_id": kept_id, "kind": kind, "similarity": similarity}
+        self.removed.append(row)
+
+    def _near(self, index: int) -> tuple[int, float] | None:
+        """The most similar record that stays and its similarity, from the threshold up; the earlier one of two."""
+        found = {
+            other
+            for bucket, band in zip(self._buckets, self._bands, strict=True)
+            for other in bucket.get(band[index], ())
+        }
+        similar = [(jaccard(self._shingles[index], self._shingles[other]), -other) for other in found]
+        similarity, other = max(similar, default=(0.0, 0))
+        return (-other, similarity) if similarity >= self._settings.threshold else None
+
+
+def _refuse_too_many(removed: Sequence[dict[str, Any]], total: int, limit: float) -> None:
+    if len(removed) <= limit * total:
+        return
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(row["kind"] for row in removed).most_common())
+    raise UserError(
+        f"{PARAMS}: dedupe.max_removed_share: {len(removed):,} of {total:,} records are duplicates ({kinds}), "
+        f"more than {limit}; look at the sources, or raise dedupe.threshold"
     )
 
 
@@ -117,29 +149,19 @@ def _fraction(id_: str, purpose: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{purpose}:{id_}".encode()).digest()[:8]) / 2**64
 
 
-def _without_equals(order: list[int], keys: Sequence[str], kind: str, remove: Any) -> list[int]:
-    first: dict[str, int] = {}
-    kept = []
-    for index in order:
-        favoured = first.setdefault(keys[index], index)
-        if favoured == index:
-            kept.append(index)
-        else:
-            remove(index, favoured, kind, 1.0)
-    return kept
-
-
-def _shingles(record: Record, n: int) -> frozenset[str]:
-    """The word n-grams of prompt and response; a text of fewer words is one shingle."""
-    words = WORDS.findall(f"{record.prompt}\n{record.response}".lower())
+def shingle(record: Record, n: int) -> frozenset[str]:
+    """The word n-grams of prompt and response; a text of fewer words is one shingle, one without words itself is."""
+    text = f"{record.prompt}\n{record.response}".lower()
+    words = WORDS.findall(text)
+    if not words:
+        return frozenset({text})  # not the empty text, or all of them would be alike
     return frozenset(" ".join(words[start : start + n]) for start in range(max(1, len(words) - n + 1)))
 
 
 def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    """|A n B| / |A u B|, 1 for two empty sets."""
+    """|A n B| / |A u B|; the sets are not empty."""
     common = len(one & other)
-    union = len(one) + len(other) - common
-    return common / union if union else 1.0
+    return common / (len(one) + len(other) - common)
 
 
 def rows_per_band(threshold: float, permutations: int) -> int:
@@ -149,63 +171,53 @@ def rows_per_band(threshold: float, permutations: int) -> int:
     )
 
 
-def _near_duplicates(
-    shingles: Sequence[frozenset[str]], settings: DedupeSettings
-) -> Iterator[tuple[int, int | None, float | None]]:
-    """For each position in order: the kept position that it is a near duplicate of and the similarity, or None."""
+def _signature_bands(shingles: Sequence[frozenset[str]], settings: DedupeSettings) -> list[list[bytes]]:
+    """For each band the bytes of each record's rows in it: equal bytes make two records candidates."""
     import numpy as np
     from rensa import RMinHash
 
+    # the seed of the hash functions is fixed: the same texts have the same signature in every process
     digests = RMinHash.digests_from_token_sets([sorted(texts) for texts in shingles], settings.permutations, SEED)
     signatures = np.array(digests, dtype=np.uint32)
     rows = rows_per_band(settings.threshold, settings.permutations)
-    bands = [
-        np.ascontiguousarray(signatures[:, start : start + rows])
+    return [
+        [row.tobytes() for row in signatures[:, start : start + rows]]
         for start in range(0, settings.permutations - rows + 1, rows)
     ]
-    buckets: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in bands]
-    for position in range(len(shingles)):
-        keys = [band[position].tobytes() for band in bands]
-        candidates = sorted({other for bucket, key in zip(buckets, keys, strict=True) for other in bucket.get(key, ())})
-        similar = [(jaccard(shingles[position], shingles[other]), -other) for other in candidates]
-        similarity, favoured = max(similar, default=(0.0, 0))
-        if similarity >= settings.threshold:
-            yield position, -favoured, similarity
-            continue
-        for bucket, key in zip(buckets, keys, strict=True):
-            bucket[key].append(position)  # only what stays can be a reason for another to go
-        yield position, None, None
 
 
-def _near_across(
-    shingles: Sequence[frozenset[str]], held: Sequence[int], rest: Sequence[int], threshold: float
-) -> list[tuple[int, int, float]]:
-    """(position in the rest, position in the holdout, similarity) for every record of the rest over the threshold."""
-    if not held or not rest:
-        return []
+def near_across(
+    shingles: Sequence[frozenset[str]], rest: Sequence[int], held: Sequence[int], threshold: float
+) -> dict[int, tuple[int, float]]:
+    """For each index of the rest the most similar index of `held` and the similarity, from the threshold up."""
+    if not held:
+        return {}
+    import numpy as np
     from scipy.sparse import csr_matrix
 
     numbers: dict[str, int] = {}
-    for position in held:
-        for text in shingles[position]:
+    for index in held:
+        for text in shingles[index]:
             numbers.setdefault(text, len(numbers))
 
-    def matrix(positions: Sequence[int]) -> Any:
-        rows, columns = [], []
-        for row, position in enumerate(positions):
-            known = [numbers[text] for text in shingles[position] if text in numbers]
-            columns += known
-            rows += [row] * len(known)
-        return csr_matrix(([1] * len(rows), (rows, columns)), shape=(len(positions), len(numbers)), dtype="int32")
+    def occurrences(indices: Sequence[int]) -> Any:
+        columns = [[numbers[text] for text in shingles[index] if text in numbers] for index in indices]
+        bounds = np.cumsum([0, *map(len, columns)])
+        flat = np.fromiter((column for row in columns for column in row), dtype=np.int32, count=int(bounds[-1]))
+        return csr_matrix((np.ones(len(flat), np.int32), flat, bounds), shape=(len(indices), len(numbers)))
 
-    common = (matrix(rest) @ matrix(held).T).tocoo()
-    best: dict[int, tuple[float, int]] = {}
-    for row, column, shared in zip(common.row, common.col, common.data, strict=True):
-        position, other = rest[row], held[column]
-        similarity = shared / (len(shingles[position]) + len(shingles[other]) - shared)
-        if similarity >= threshold:
-            best[position] = max(best.get(position, (0.0, 0)), (float(similarity), -other))
-    return [(position, -other, similarity) for position, (similarity, other) in sorted(best.items())]
+    of_held = occurrences(held).T.tocsr()
+    held_sizes = np.array([len(shingles[index]) for index in held])
+    found: dict[int, tuple[int, float]] = {}
+    for start in range(0, len(rest), BLOCK):
+        block = rest[start : start + BLOCK]
+        common = (occurrences(block) @ of_held).toarray()
+        sizes = np.array([len(shingles[index]) for index in block])
+        similarities = common / (sizes[:, None] + held_sizes[None, :] - common)
+        best = similarities.argmax(axis=1)  # the first of equals
+        for row in map(int, np.flatnonzero(similarities[np.arange(len(block)), best] >= threshold)):
+            found[block[row]] = (held[best[row]], float(similarities[row, best[row]]))
+    return found
 
 
 def _smallest(indices: Sequence[int], records: Sequence[Record], most: int | None) -> set[int]:
@@ -213,19 +225,13 @@ def _smallest(indices: Sequence[int], records: Sequence[Record], most: int | Non
     return set(sorted(indices, key=lambda index: _fraction(records[index].id, "cap"))[:most])
 
 
-def _shared(
-    indices: Sequence[int],
-    records: Sequence[Record],
-    sources: Sequence[str],
-    most: int | None,
-    weights: dict[str, float],
-) -> set[int]:
+def _shared(indices: Sequence[int], records: Sequence[Record], most: int | None, weights: dict[str, float]) -> set[int]:
     """At most `most` of the indices, shared among the sources by weight; what one cannot fill goes to the others."""
     if most is None or len(indices) <= most:
         return set(indices)
     by_source: dict[str, list[int]] = defaultdict(list)
     for index in indices:
-        by_source[sources[index]].append(index)
+        by_source[records[index].source].append(index)
     quotas = share_out(most, {name: len(held) for name, held in by_source.items()}, weights)
     return {index for name, held in by_source.items() for index in _smallest(held, records, quotas[name])}
 

@@ -66,9 +66,11 @@ def read_source(
     records: list[Record] = []
     rejected: list[dict[str, Any]] = []
     columns = None if isinstance(source, DocstringSource) else source.columns
+    never_seen = {columns.input, columns.system} - {None} if columns else set()
     for part in _parts(name, source, manifests):
         before, unknown = len(records), None
         for item in part:
+            never_seen -= set(item.value) if never_seen and isinstance(item.value, dict) else set()
             try:
                 records.append(_convert(name, item, columns, max_characters))
             except shapes.BadRecordError as bad:
@@ -77,6 +79,8 @@ def read_source(
                     unknown = unknown or f"{item.where}: {bad.detail}"
         if unknown and len(records) == before:  # not a record or two, but the whole file
             raise UserError(unknown)
+    if records and never_seen:
+        raise UserError(f"source {name}: no record has a column {min(never_seen)!r}, which the source's columns name")
     return records, rejected
 
 
@@ -128,7 +132,7 @@ def _convert(name: str, item: Item, columns: Columns | None, max_characters: int
 def _rejection(
     source: str, where: str, id_: str | None, reason: str, detail: str, *, bad: bool = True
 ) -> dict[str, Any]:
-    return {"source": source, "where": where, "id": id_, "reason": reason, "detail": detail, "bad": bad}
+    return {"source": source, "where": where, "id": id_, "reason": reason, "detail": detail[:300], "bad": bad}
 
 
 def _refuse_too_many(name: str, rejected: list[dict[str, Any]], read: int, limit: float) -> None:

@@ -18,7 +18,7 @@ from components.settings import PARAMS, FileSource, load_settings
 from components.stage import stage
 from components.tables import read_json, write_json
 
-FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow")
 COMPRESSIONS = (".gz", ".zst")
 
 
@@ -35,7 +35,12 @@ def list_files(name: str, source: FileSource) -> dict[str, Any]:
         return {"files": [_describe(path)], "ignored": []}
     if not path.is_dir():
         raise UserError(f"{key}: {path}: no such file or folder")
-    found = sorted(file for file in path.glob(source.pattern) if file.is_file() and not _is_hidden(file, path))
+    try:
+        found = sorted(file for file in path.glob(source.pattern) if file.is_file() and not _is_hidden(file, path))
+    except (ValueError, NotImplementedError) as error:  # absolute, empty or leading out of the folder
+        raise UserError(
+            f"{PARAMS}: ingest.files.{name}.pattern: {source.pattern!r} is no glob below {path}: {error}"
+        ) from error
     return {
         "files": [_describe(file) for file in found if is_readable_format(file)],
         "ignored": [file.as_posix() for file in found if not is_readable_format(file)],
@@ -58,8 +63,11 @@ def _is_hidden(file: Path, folder: Path) -> bool:
 
 def _describe(path: Path) -> dict[str, Any]:
     try:
+        str(path).encode()
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{str(path)!r}: the file's name is not UTF-8; rename it") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     return {"path": path.as_posix(), "bytes": path.stat().st_size, "sha256": digest}
@@ -82,7 +90,10 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, required=True)
     options = parser.parse_args()
     with stage("watch", options.source):
-        manifest = list_files(options.source, load_settings().ingest.files[options.source])
+        sources = load_settings().ingest.files
+        if options.source not in sources:
+            raise UserError(f"{PARAMS}: ingest.files: no source {options.source!r}; there are {', '.join(sources)}")
+        manifest = list_files(options.source, sources[options.source])
         for path in manifest["ignored"]:
             print(f"{path}: ignored; only {', '.join(FORMATS)} (also with .gz or .zst) are read")
         write_json(options.manifest, manifest)

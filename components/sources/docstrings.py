@@ -7,7 +7,6 @@ there on every platform. The same Python version gives the same items in the sam
 from __future__ import annotations
 
 import ast
-import inspect
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ LEFT_OUT = {
     "idlelib",
     "lib2to3",
     "site-packages",
+    "dist-packages",
     "turtledemo",
     "__pycache__",
     "pydoc_data",
@@ -35,21 +35,26 @@ def read_docstrings() -> Items:
     library = Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py"), key=lambda file: file.relative_to(library).parts):
         parts = path.relative_to(library).with_suffix("").parts
-        if LEFT_OUT & set(parts) or any(part.startswith("_") and part != "__init__" for part in parts):
+        if LEFT_OUT & set(parts) or not all(_is_public(part) for part in parts):
             continue
         module = ".".join(part for part in parts if part != "__init__")
         tree = ast.parse(path.read_bytes())
         for qualified_name, definition in _public_definitions(tree, module):
-            documentation = ast.get_docstring(definition)
+            documentation = ast.get_docstring(definition)  # without the indentation
             if documentation:
                 yield Item(
-                    qualified_name,
+                    f"{qualified_name} ({Path(*parts).as_posix()}.py line {definition.lineno})",
                     {
                         "instruction": f"Write the docstring of this Python {_kind(definition)}.",
                         "input": _signature(definition, qualified_name),
-                        "output": inspect.cleandoc(documentation),
+                        "output": documentation,
                     },
                 )
+
+
+def _is_public(part: str) -> bool:
+    """Whether a part of a path belongs to a module's public name (config-3.11-x86_64-linux-gnu does not)."""
+    return part == "__init__" or (part.isidentifier() and not part.startswith("_"))
 
 
 def _public_definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:

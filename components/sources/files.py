@@ -1,4 +1,4 @@
-"""JSON, JSONL, CSV and Parquet files, plain or compressed with gzip or zstd, one value after the other."""
+"""JSON, JSONL, CSV, Parquet and Arrow files, plain or compressed with gzip or zstd, one value after the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,12 @@ def read_file(path: Path) -> Items:
         ".ndjson": _read_json_lines,
         ".csv": _read_csv,
         ".parquet": _read_parquet,
+        ".arrow": _read_arrow,
     }
     try:
         yield from readers[format_of(path)](path)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: byte {error.start} of a block; save it as UTF-8") from error
+        raise UserError(f"{path} line {_first_undecodable_line(path)}: not UTF-8 text; save it as UTF-8") from error
     except (OSError, EOFError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read: {_first_line(error)}") from error
 
@@ -64,8 +66,10 @@ def _read_json(path: Path) -> Items:
                 f"{path} line {error.lineno} column {error.colno}: not valid JSON: {error.msg}"
                 "; a file of one object a line must end in .jsonl"
             ) from error
-        except RecursionError as error:
-            raise UserError(f"{path}: JSON nested too deeply") from error
+        except UnicodeDecodeError:
+            raise
+        except (RecursionError, ValueError) as error:  # a number of thousands of digits is a ValueError
+            raise UserError(f"{path}: not usable JSON: {error}") from error
     if isinstance(value, dict):
         lists = [key for key, inner in value.items() if isinstance(inner, list)]
         if len(lists) != 1:
@@ -81,16 +85,18 @@ def _read_json(path: Path) -> Items:
 
 
 def _read_json_lines(path: Path) -> Items:
-    with _opened_text(path) as text:
-        for number, line in enumerate(text, 1):
+    with _opened(path) as stream:
+        for number, line in enumerate(io.BufferedReader(stream), 1):
             if line.strip():
                 where = f"{path} line {number}"
                 try:
-                    yield Item(where, json.loads(line))
+                    yield Item(where, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")))
                 except json.JSONDecodeError as error:
                     yield Item(where, None, "broken_json", f"column {error.colno}: {error.msg}")
-                except RecursionError:
-                    yield Item(where, None, "broken_json", "nested too deeply")
+                except UnicodeDecodeError as error:
+                    yield Item(where, None, "not_utf8", f"byte {error.start} of the line")
+                except (RecursionError, ValueError) as error:  # a number of thousands of digits is a ValueError
+                    yield Item(where, None, "broken_json", str(error))
 
 
 def _read_csv(path: Path) -> Items:
@@ -98,6 +104,9 @@ def _read_csv(path: Path) -> Items:
     with _opened_text(path) as text:
         rows = csv.DictReader(text, strict=True)
         try:
+            twice = [key for key, count in Counter(rows.fieldnames or ()).items() if count > 1]
+            if twice:
+                raise UserError(f"{path} line 1: column {twice[0]!r} occurs twice; rename one")
             for row in rows:
                 where = f"{path} line {rows.line_num}"
                 if None in row or None in row.values():
@@ -113,11 +122,31 @@ def _read_parquet(path: Path) -> Items:
     with _opened(path) as stream:
         # Parquet is read from its end: a compressed file has to be unpacked first
         source: Any = pa.BufferReader(stream.read()) if path.suffix.lower() in CODECS else stream
-        number = 0
-        for batch in pq.ParquetFile(source).iter_batches(4096):
-            for value in batch.to_pylist():
-                number += 1
-                yield Item(f"{path} row {number}", value)
+        yield from _rows(path, pq.ParquetFile(source).iter_batches(4096))
+
+
+def _read_arrow(path: Path) -> Items:
+    """Arrow's stream format: the data files of a folder that `datasets` wrote with save_to_disk."""
+    with _opened(path) as stream, pa.ipc.open_stream(stream) as batches:
+        yield from _rows(path, batches)
+
+
+def _rows(path: Path, batches: Iterable[pa.RecordBatch]) -> Items:
+    number = 0
+    for batch in batches:
+        for value in batch.to_pylist():
+            number += 1
+            yield Item(f"{path} row {number}", value)
+
+
+def _first_undecodable_line(path: Path) -> int:
+    with _opened(path) as stream:
+        for number, line in enumerate(io.BufferedReader(stream), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError(f"{path} is UTF-8 text")
 
 
 def _first_line(error: BaseException) -> str:

@@ -102,7 +102,7 @@ def _turns(value: Any, key: str) -> list[dict[str, Any]]:
 def _message(turn: dict[str, Any], who: str, what: str) -> Message:
     role = SPEAKERS.get(str(turn.get(who)).lower())
     if role not in ROLES:
-        raise BadRecordError("unknown_shape", f"{who} {turn.get(who)!r} is none of {', '.join(SPEAKERS)}")
+        raise BadRecordError("unknown_shape", f"{who} {turn.get(who)!r:.40} is none of {', '.join(SPEAKERS)}")
     return Message(role, _text(turn.get(what), what))
 
 

@@ -66,7 +66,7 @@ def read_source(
     records: list[Record] = []
     rejected: list[dict[str, Any]] = []
     columns = None if isinstance(source, DocstringSource) else source.columns
-    never_seen = {columns.input, columns.system} - {None} if columns else set()
+    never_seen = {key for key in (columns.input, columns.system) if key} if columns else set()
     for part in _parts(name, source, manifests):
         before, unknown = len(records), None
         for item in part:

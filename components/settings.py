@@ -7,6 +7,7 @@ says what would be right. The docstring under a field is its help text; the READ
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 

@@ -197,3 +197,8 @@ def test_a_pool_too_small_for_the_ratio_is_a_user_s_error(project: Path) -> None
     assert done.returncode == 2
     assert done.stderr == "error: params.yaml: select.ratio: 0.1 of 8 records is not one record\n"
     assert not Path("subset.parquet").exists()
+
+
+def test_a_share_of_the_pool_is_taken_as_it_is_written() -> None:
+    for ratio, pool_size, k in ((0.29, 100, 29), (0.05, 52_002, 2600), (0.1, 9, 0), (1.0, 7, 7), (3, 7, 3)):
+        assert SelectSettings(ratio=ratio).records_per_iteration(pool_size) == k

@@ -186,6 +186,15 @@ def test_a_record_scores_the_same_alone_in_company_and_in_any_order(loaded: tupl
         np.testing.assert_allclose(backwards[::-1], wanted, atol=TOLERANCE)
 
 
+def test_batches_keep_the_budget_hold_every_text_once_and_little_padding() -> None:
+    lengths = sorted((int(length) for length in np.random.default_rng(3).lognormal(4, 0.8, 256)), reverse=True)
+    batches = list(score._of_like_length(lengths, 1024))
+    assert [length for _, batch in batches for length in lengths[batch]] == lengths
+    read = [longest * len(lengths[batch]) for longest, batch in batches]
+    assert all(tokens <= 1024 or len(lengths[batch]) == 1 for tokens, (_, batch) in zip(read, batches, strict=True))
+    assert sum(read) < 1.15 * sum(lengths)
+
+
 def test_what_cannot_be_scored_stays_with_its_reason(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     records = [ask("Q", " \n"), ask("long " * 90, "A."), RECORDS[0]]

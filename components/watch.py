@@ -35,12 +35,13 @@ def list_files(name: str, source: FileSource) -> dict[str, Any]:
         return {"files": [_describe(path)], "ignored": []}
     if not path.is_dir():
         raise UserError(f"{key}: {path}: no such file or folder")
+    pattern = Path(source.pattern)
+    if not pattern.parts or pattern.is_absolute() or ".." in pattern.parts:
+        raise UserError(f"{PARAMS}: ingest.files.{name}.pattern: {source.pattern!r} is no glob below {path}")
     try:
         found = sorted(file for file in path.glob(source.pattern) if file.is_file() and not _is_hidden(file, path))
-    except (ValueError, NotImplementedError) as error:  # absolute, empty or leading out of the folder
-        raise UserError(
-            f"{PARAMS}: ingest.files.{name}.pattern: {source.pattern!r} is no glob below {path}: {error}"
-        ) from error
+    except ValueError as error:  # such as **x
+        raise UserError(f"{PARAMS}: ingest.files.{name}.pattern: {source.pattern!r}: {error}") from error
     return {
         "files": [_describe(file) for file in found if is_readable_format(file)],
         "ignored": [file.as_posix() for file in found if not is_readable_format(file)],

@@ -30,9 +30,9 @@ LEFT_OUT = {
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def read_docstrings() -> Items:
+def read_docstrings(library: Path | None = None) -> Items:
     """Yield one Alpaca-shaped value for each public function, class and method that has a docstring."""
-    library = Path(sysconfig.get_path("stdlib"))
+    library = library or Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py"), key=lambda file: file.relative_to(library).parts):
         parts = path.relative_to(library).with_suffix("").parts
         if LEFT_OUT & set(parts) or not all(_is_public(part) for part in parts):

@@ -62,9 +62,9 @@ def _read_json(path: Path) -> Items:
         try:
             value = json.load(text)
         except json.JSONDecodeError as error:
+            hint = "; a file of one object a line must end in .jsonl" if error.msg == "Extra data" else ""
             raise UserError(
-                f"{path} line {error.lineno} column {error.colno}: not valid JSON: {error.msg}"
-                "; a file of one object a line must end in .jsonl"
+                f"{path} line {error.lineno} column {error.colno}: not valid JSON: {error.msg}{hint}"
             ) from error
         except UnicodeDecodeError:
             raise
@@ -115,7 +115,7 @@ def _read_csv(path: Path) -> Items:
                 else:
                     yield Item(where, row)
         except csv.Error as error:
-            raise UserError(f"{path} line {rows.line_num}: not valid CSV: {error}") from error
+            raise UserError(f"{path} line {rows.reader.line_num}: not valid CSV: {error}") from error
 
 
 def _read_parquet(path: Path) -> Items:

@@ -169,8 +169,20 @@ def test_a_capped_holdout_and_a_capped_pool_are_part_of_the_uncapped_ones(corpus
     assert set(ids(whole.holdout)) - set(ids(capped.holdout)) <= set(over)
 
 
+def test_new_data_take_a_capped_record_s_place_only_by_being_chosen_themselves() -> None:
+    rng = random.Random(13)
+    records, added = ([record(text(rng), text(rng)) for _ in range(count)] for count in (300, 60))
+    caps = {"max_holdout": 20, "max_records": 80}
+    mixed = rng.sample([*records, *added], 360)
+    before, after = run(records, **caps), run(mixed, **caps)
+    for one, other in ((before.holdout, after.holdout), (before.pool, after.pool)):
+        lost, gained = set(ids(one)) - set(ids(other)), set(ids(other)) - set(ids(one))
+        assert gained <= set(ids(added))
+        assert len(lost) == len(gained) < len(one) / 2
+
+
 def test_pool_and_holdout_keep_the_order_of_the_sources(corpus: list[Record]) -> None:
-    first = {}
+    first: dict[str, int] = {}
     for place, one in enumerate(corpus):
         first.setdefault(one.id, place)
     result = run(corpus, max_holdout=20, max_records=90)

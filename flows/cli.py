@@ -14,6 +14,8 @@ import typer
 from components.errors import Unreachable, UserError
 from components.stage import BAD_INPUT, TRY_LATER, quiet_environment
 
+INTERRUPTED = 130  # as a shell counts: 128 + SIGINT
+
 app = typer.Typer(
     name="iterit",
     help="Retrain an instruction-tuned language model on data that it chooses itself.",
@@ -49,28 +51,33 @@ def run(
     except WorkspaceBusyError as busy:
         raise Unreachable(f"{busy}; try again when it has ended") from None
 
-    from flows.server import prefect_server, wait_until_healthy
+    from flows.server import start_prefect_server, wait_until_healthy
 
     quiet_environment()
-    with prefect_server():
-        from flows.retrain import retrain
-        from flows.stage import StageError
-        from flows.summary import print_summary
+    start_prefect_server()
 
-        wait_until_healthy()
+    from flows.retrain import retrain
+    from flows.stage import StageError
+    from flows.summary import print_summary
+
+    wait_until_healthy()
+    try:
         state = retrain(return_state=True)
-        if state.is_completed():
-            if state.name == "Busy":
-                raise Unreachable(f"{state.message}; try again when it has ended")
-            print_summary(settings, new=state.name == "Retrained")
-            return
-        failure = state.result(raise_on_failure=False)
-        if isinstance(failure, UserError):
-            raise failure
-        if isinstance(failure, StageError):
-            print(f"error: {failure}", file=sys.stderr)
-            sys.exit(failure.exit_code if failure.exit_code in (BAD_INPUT, TRY_LATER) else 1)
-        raise typer.Exit(1)
+    except KeyboardInterrupt:
+        print("stopped; `iterit run` goes on with the stage that was interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    if state.is_completed():
+        if state.name == "Busy":
+            raise Unreachable(f"{state.message}; try again when it has ended")
+        print_summary(settings, new=state.name == "Retrained")
+        return
+    failure = state.result(raise_on_failure=False)
+    if isinstance(failure, UserError):
+        raise failure
+    if isinstance(failure, StageError):
+        print(f"error: {failure}", file=sys.stderr)
+        sys.exit(failure.exit_code if failure.exit_code in (BAD_INPUT, TRY_LATER) else 1)
+    raise typer.Exit(1)
 
 
 @app.command()
@@ -85,16 +92,13 @@ def serve(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a UserError becomes one line a mistake."""
+    """Run the command line and exit; a UserError becomes one line a mistake."""
     try:
         app(arguments)
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(TRY_LATER if isinstance(error, Unreachable) else BAD_INPUT)
-    except KeyboardInterrupt:
-        print("stopped; `iterit run` goes on with the stage that was interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

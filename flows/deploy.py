@@ -39,13 +39,14 @@ def serve_schedule(cron: str | None, interval: str | None) -> None:
     every = parse_interval(interval) if interval is not None else None
 
     from components.settings import load_settings
-    from flows.server import prefect_server, wait_until_healthy
+    from flows.server import start_prefect_server, wait_until_healthy
     from flows.workspace import check_workspace
 
     check_workspace(load_settings())
     quiet_environment()
-    with prefect_server():
-        from flows.retrain import retrain
+    start_prefect_server()
 
-        wait_until_healthy()
-        retrain.serve(name="scheduled", cron=cron, interval=every, limit=1, print_starting_message=False)
+    from flows.retrain import retrain
+
+    wait_until_healthy()
+    retrain.serve(name="scheduled", cron=cron, interval=every, limit=1, print_starting_message=False)

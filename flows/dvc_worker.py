@@ -23,8 +23,11 @@ def main() -> None:
     die_with_parent()
     from dvc.repo import Repo
 
-    # the flow says what runs; DVC's own lines would say it twice
+    # of DVC's own lines the flow's log needs only that a stage begins, which it cannot know itself
     logging.getLogger("dvc").setLevel(logging.WARNING)
+    begins = logging.getLogger("dvc.stage.run")
+    begins.setLevel(logging.INFO)
+    begins.addFilter(say_that_a_stage_begins)
     with Repo(os.curdir) as repo:
         for line in sys.stdin:
             print(SEPARATOR + json.dumps(answer(repo, json.loads(line))), flush=True)
@@ -46,6 +49,14 @@ def answer(repo: Any, request: dict[str, str]) -> dict[str, Any]:
         cause = error.__cause__ or error
         exit_code = re.search(r"exited with (-?\d+)$", str(cause))
         return {"error": str(cause), "exit_code": int(exit_code[1]) if exit_code else None}
+
+
+def say_that_a_stage_begins(record: logging.LogRecord) -> bool:
+    if record.levelno > logging.INFO:
+        return True
+    if record.msg.startswith("Running stage"):
+        print("running", flush=True)
+    return False
 
 
 def reproduce(repo: Any, stage: str) -> str:

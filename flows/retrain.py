@@ -9,6 +9,11 @@ MLflow run.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before Prefect is imported: it reads the settings that the command makes
+    from flows.cli import main
+
+    main(["run"])
+
 from pathlib import Path
 
 from prefect import flow, get_run_logger
@@ -79,9 +84,3 @@ def _show_iteration(settings: Settings, iteration: str) -> None:
     until = {key: value for key, value in settings.iterations.items() if int(key) <= int(iteration)}
     rows = iteration_rows(settings.model_copy(update={"iterations": until}), METRICS, ITERATIONS)
     create_table_artifact(rows, key=f"iteration-{iteration}", description=f"Up to iteration {iteration}")
-
-
-if __name__ == "__main__":
-    from flows.cli import main
-
-    main(["run"])

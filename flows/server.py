@@ -1,11 +1,13 @@
 """A Prefect server that ends with whoever started it.
 
 Prefect starts a temporary server by itself when none is configured, but leaves it behind when the flow is killed.
-This one ends with it, and boots while the flow's own imports go on. prefect.toml has Prefect's settings.
+This one ends with it, and boots while the flow's own imports go on. prefect.toml has Prefect's settings; those that
+it cannot have are DEFAULTS.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import subprocess
@@ -13,8 +15,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from components.errors import Unreachable
 from components.stage import die_with_parent
@@ -22,26 +22,43 @@ from components.stage import die_with_parent
 STARTUP_SECONDS = 180  # 7 to 20 on two cores; a first start on a busy machine has taken longer
 
 
-@contextmanager
-def prefect_server() -> Iterator[None]:
-    """Within the block PREFECT_API_URL names a server: the user's, or one that lives as long as the block."""
+DEFAULTS = {
+    "PREFECT_LOGGING_FORMATTERS_STANDARD_DATEFMT": "%H:%M:%S",
+    "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s | %(levelname)-7s | %(message)s",
+    "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": (
+        "%(asctime)s | %(levelname)-7s | %(task_run_name)-14s | %(message)s"
+    ),
+}
+
+
+def start_prefect_server() -> None:
+    """From here on PREFECT_API_URL names a server: the user's, or one that ends with this process.
+
+    Call it before Prefect is imported: Prefect reads the environment then.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
     if os.environ.get("PREFECT_API_URL"):
-        yield
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "flows.server", str(port)], stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.server", str(port)],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C must not reach it before the flow has said how it ended
+    )
+    # what is registered first runs last: Prefect still sends its last logs and states at exit
+    atexit.register(_stop, process)
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
     try:
-        yield
-    finally:
-        del os.environ["PREFECT_API_URL"]
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        server.wait(5)
+    except subprocess.TimeoutExpired:
+        server.kill()
 
 
 def wait_until_healthy() -> None:

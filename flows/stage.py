@@ -99,7 +99,7 @@ def run_stage(stage: str, ask: Ask) -> State[str]:
 
     def log(line: str) -> None:
         lines.append(line)
-        logger.info(line)
+        logger.info("%s", line.removeprefix(f"{stage}: "))
 
     reply = ask({"do": "reproduce", "stage": stage}, log)
     if "error" in reply:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -28,9 +30,9 @@ COLUMNS = {
 
 
 def summary_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="iterit", title_justify="left")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     for heading, _ in COLUMNS.values():
-        table.add_column(heading, justify="right", vertical="bottom")
+        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for row in rows:
         cells = ["-" if row[key] is None else format(row[key], form) for key, (_, form) in COLUMNS.items()]
         table.add_row("base" if row["iteration"] == 0 else cells[0], *cells[1:])
@@ -52,5 +54,11 @@ def print_summary(settings: Settings, *, new: bool) -> None:
             f"registered   {registered['model']} version {registered['version']}: "
             f"models:/{registered['model']}@{registered['alias']}"
         )
-    console.print("MLflow       .venv/bin/mlflow server             then http://127.0.0.1:5000")
-    console.print("Prefect      .venv/bin/prefect server start      then http://127.0.0.1:4200")
+    console.print(f"MLflow       {_command('mlflow')} server".ljust(49) + "then http://127.0.0.1:5000")
+    console.print(f"Prefect      {_command('prefect')} server start".ljust(49) + "then http://127.0.0.1:4200")
+
+
+def _command(name: str) -> str:
+    """The program of this environment, as one types it in this folder."""
+    program = Path(sys.executable).with_name(name)
+    return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)

@@ -138,6 +138,7 @@ def texts(value: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 ONE_TURN = [("user", "Add.\nInput: 1 2"), ("assistant", "3")]
+QUESTION = {"role": "user", "content": "a"}
 TWO_TURNS = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "1+1?"), ("assistant", "2")]
 
 
@@ -208,6 +209,8 @@ def test_columns_may_have_any_name() -> None:
         ({"messages": [{"role": "tool", "content": "a"}]}, "unknown_shape"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not_text"),
         ({"conversations": [{"from": None, "value": "a"}]}, "unknown_shape"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": [{"type": "text", "text": None}]}]}, "no_response"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": [{"type": "text", "text": 7}]}]}, "not_text"),
     ],
 )
 def test_a_value_that_makes_no_record_has_a_reason(value: dict[str, Any], reason: str) -> None:

@@ -111,7 +111,8 @@ def _text(value: Any, key: str) -> str:
     if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-        value = "".join(str(part.get("text", "")) for part in value)
+        parts = [part["text"] for part in value if part.get("text") is not None]  # a null is nothing, not "None"
+        value = "".join(parts) if all(isinstance(part, str) for part in parts) else parts
     if not isinstance(value, str):
         raise BadRecordError("not_text", f"{key} is {type(value).__name__}")
     try:

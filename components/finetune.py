@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import logging
 import math
 import os
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -343,9 +344,12 @@ def prepare_deepspeed() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else accelerate says that it sets it
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed.utils
+    import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    if "RANK" in os.environ:
+        with redirect_stdout(io.StringIO()):  # it prints that its extension was built, also when it was only loaded
+            deepspeed.init_distributed()
     # "Gradient accumulation steps mismatch": Trainer leaves the number to DeepSpeed's configuration
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 

@@ -173,7 +173,11 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True)
     options = parser.parse_args()
     with stage("ingest", hub=True):
-        result = ingest(load_settings().ingest, options.manifests)
+        settings = load_settings().ingest
+        result = ingest(settings, options.manifests)
+        for manifest in options.manifests.glob("*.json"):
+            if manifest.stem not in settings.files:  # of a source that is gone: a fresh clone would not have it
+                manifest.unlink()
         write_records(options.records, result.records)
         tables.write(options.rejected, pa.Table.from_pylist(result.rejected, schema=tables.REJECTED), tables.REJECTED)
         tables.write_json(options.metrics, {"records": len(result.records), "sources": result.counts})

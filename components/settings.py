@@ -106,7 +106,7 @@ class DatasetSource(Limits):
 
 class IngestSettings(Block):
     docstrings: dict[Annotated[str, Field(pattern=NAME)], DocstringSource] = {}
-    files: dict[Annotated[str, Field(pattern=NAME)], FileSource] = {}
+    files: dict[Annotated[str, Field(pattern=NAME)], FileSource]  # no default: dvc.yaml makes a stage of each
     datasets: dict[Annotated[str, Field(pattern=NAME)], DatasetSource] = {}
     max_characters: PositiveInt = 20_000
     """A longer conversation is rejected as too_long."""

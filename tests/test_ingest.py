@@ -178,7 +178,7 @@ def test_a_saved_dataset_is_a_source(folder: Path) -> None:
 
     datasets.disable_progress_bars()
     datasets.Dataset.from_list(GOOD).save_to_disk(str(folder / "saved"))
-    settings = IngestSettings.model_validate({"datasets": {"saved": {"name": "saved"}}})
+    settings = IngestSettings.model_validate({"files": {}, "datasets": {"saved": {"name": "saved"}}})
     result = ingest(settings, folder)
     assert [record.response for record in result.records] == [row["output"] for row in GOOD]
     assert result.records[1].meta == {"where": "saved train row 2"}
@@ -203,6 +203,7 @@ def test_the_stages_write_tables_and_counts_and_load_no_torch(folder: Path) -> N
     write_lines("in/a.jsonl", [*GOOD, '{"instruction"'])
     watched = command("watch", "--source", "incoming", "--manifest", "m/incoming.json")
     assert watched.returncode == 0, watched.stderr[-2000:]
+    Path("m/gone.json").write_text('{"files": [], "ignored": []}')
     ended = command("ingest", *INGEST)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert ended.stdout == "ingest: incoming: 41 read, 40 kept, 1 rejected, 0 over_cap\n"
@@ -212,6 +213,7 @@ def test_the_stages_write_tables_and_counts_and_load_no_torch(folder: Path) -> N
         "records": 40,
         "sources": {"incoming": {"read": 41, "kept": 40, "rejected": 1, "over_cap": 0}},
     }
+    assert [manifest.name for manifest in Path("m").iterdir()] == ["incoming.json"]  # as in a fresh clone
     before = Path("raw.parquet").read_bytes()
     assert command("ingest", *INGEST).returncode == 0
     assert Path("raw.parquet").read_bytes() == before

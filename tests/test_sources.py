@@ -43,7 +43,9 @@ def as_json_lines(path: Path) -> None:
 
 
 def as_csv(path: Path) -> None:
-    pa.csv.write_csv(pa.Table.from_pylist(ROWS), path)
+    with path.open("wb") as file:
+        file.write("\ufeff".encode())  # as spreadsheets do
+        pa.csv.write_csv(pa.Table.from_pylist(ROWS), file)
 
 
 def as_parquet(path: Path) -> None:

@@ -153,7 +153,7 @@ class Step:
     step: int  # over all iterations, from 1
     loss: float  # nats, as the parameter finetune.loss averages it
     learning_rate: float
-    gradient_norm: float  # before clipping
+    gradient_norm: float  # before clipping; nan where DeepSpeed does not tell it
 
 
 class StepLog(TrainerCallback):
@@ -182,6 +182,8 @@ class StepLog(TrainerCallback):
         self.trainer.step_loss = torch.zeros(())
         if args.world_size > 1:
             torch.distributed.all_reduce(loss)
-        self.steps.append(Step(state.global_step, loss.item(), logs["learning_rate"], float(logs["grad_norm"])))
+        # ZeRO-0 does not tell it
+        norm = float(logs.get("grad_norm", math.nan))
+        self.steps.append(Step(state.global_step, loss.item(), logs["learning_rate"], norm))
         if self._advance:
             self._advance(1)

@@ -1,0 +1,262 @@
+"""Fine-tuning: iterations as stages are one training, its loss is the mean that it says it is, and its files repeat."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.chat import Encoded, encode_conditional
+from components.records import Message, Record, make_record, write_records
+from components.trainer import IGNORED, Schedule, collate, effective_batches
+from tests.project import call, edit_params, make_project
+
+SYSTEM = "You are a helpful assistant."
+
+
+def subset(iteration: int, size: int = 10) -> list[Record]:
+    """Conversations of one and of two turns; `size` is no multiple of the batch."""
+    records = []
+    for number in range(size):
+        word = f"{'abcdefghij'[number]}{iteration}"
+        messages = [Message("user", f"Say {word}."), Message("assistant", f"{word} " * (1 + 3 * number % 11) + "end")]
+        if number % 3 == 0:
+            messages += [Message("user", "Again."), Message("assistant", word)]
+        records.append(make_record("test", messages))
+    return records
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    """A project with the base model, and subsets of two iterations."""
+    project = make_project(tmp_path_factory.mktemp("finetune"), small_model)
+    edit_params(project, {"finetune": {"warmup_ratio": 0.25, "clip_norm": 0.5, "learning_rate": 0.01}})
+    call(project, "python", "-m", "components.base_model", "--model", "models/base", "--state", "state/base")
+    for iteration in (1, 2):
+        write_records(project / f"data/iterations/{iteration}/subset.parquet", subset(iteration))
+    for iteration, parent in ((1, "base"), (2, "1")):
+        finetune(project, iteration, parent)
+    return project
+
+
+def finetune(project: Path, iteration: int, parent: str, *, expect: int = 0) -> str:
+    place = f"data/iterations/{iteration}"
+    options = {
+        "iteration": iteration,
+        "subset": f"{place}/subset.parquet",
+        "parent-model": f"models/{parent}",
+        "parent-state": f"state/{parent}",
+        "model": f"models/{iteration}",
+        "state": f"state/{iteration}",
+        "steps": f"{place}/steps.csv",
+        "metrics": f"metrics/finetune/{iteration}.json",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return call(project, "python", "-m", "components.finetune", *words, expect=expect)
+
+
+def read_steps(project: Path, iteration: int) -> list[dict[str, str]]:
+    with (project / f"data/iterations/{iteration}/steps.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    loaded: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return loaded
+
+
+def digests(*folders: Path) -> dict[str, str]:
+    return {
+        f"{folder.name}/{file.relative_to(folder)}": hashlib.sha256(file.read_bytes()).hexdigest()
+        for folder in folders
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+UNINTERRUPTED = """
+import json
+from pathlib import Path
+from components import finetune, score, tables
+from components.records import read_records
+from components.settings import load_settings
+
+settings = load_settings()
+finetune.alone()
+finetune.prepare_deepspeed()
+model, tokenizer = score.load_model(Path("models/base"), "float32")
+examples = []
+for iteration in (1, 2):
+    records = read_records(Path(f"data/iterations/{iteration}/subset.parquet"))
+    examples += finetune.encode_subset(
+        records, tokenizer, settings.finetune, system=settings.score.system, iteration=iteration
+    )
+state = Path("state/uninterrupted")
+tables.write_json(state / "progress.json", {"step": 0, "steps_per_iteration": 3})
+log = finetune.train_iteration(
+    examples, model, settings.finetune, parent_state=state, scratch=Path(".iterit/uninterrupted"), what="all"
+)
+steps = [[step.loss, step.learning_rate, step.gradient_norm] for step in log.steps]
+tables.write_json(Path("uninterrupted.json"), {"steps": steps})
+"""
+
+
+def test_two_stages_are_one_uninterrupted_training_bit_for_bit(folder: Path) -> None:
+    call(folder, "python", "-c", UNINTERRUPTED)
+    through = json.loads((folder / "uninterrupted.json").read_text())["steps"]
+    staged = [
+        [float(row[key]) for key in ("loss", "learning_rate", "gradient_norm")]
+        for iteration in (1, 2)
+        for row in read_steps(folder, iteration)
+    ]
+    assert staged == through
+    expected = weights(folder / ".iterit/uninterrupted/checkpoint-6")
+    trained = weights(folder / "models/2")
+    assert trained.keys() == expected.keys()
+    assert all(torch.equal(trained[name], expected[name]) for name in expected)
+
+
+def test_the_training_is_that_of_a_plain_loop(folder: Path) -> None:
+    """The formulas written out: mean over records of the mean over tokens, clipping, AdamW, warm-up and cosine."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "models/base", dtype=torch.float32).train()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "models/base")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    schedule = Schedule(steps=6, warmup_ratio=0.25).multiplier(optimizer)
+    losses = []
+    for iteration in (1, 2):
+        records = subset(iteration)
+        texts = encode_conditional(records, tokenizer, system=SYSTEM, max_length=128)
+        arguments = {"batch_size": 4, "loss": "record", "seed": 42, "iteration": iteration}
+        examples = effective_batches([record.id for record in records], texts, **arguments)
+        for start in range(0, len(examples), 4):
+            batch = [example for example in examples[start : start + 4] if example.weight]
+            loss = torch.stack([record_loss(model, example.ids, example.start) for example in batch]).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    trained = [float(row["loss"]) for iteration in (1, 2) for row in read_steps(folder, iteration)]
+    assert trained == pytest.approx(losses, abs=2e-5)
+
+
+def record_loss(model: Any, ids: list[int], start: int) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(ids[start:]))
+
+
+def test_the_same_inputs_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".iterit", "1", "2", ".git"))
+    shutil.copytree(folder / "data", other / "data", dirs_exist_ok=True)
+    finetune(other, 1, "base")
+    assert digests(other / "models/1", other / "state/1") == digests(folder / "models/1", folder / "state/1")
+
+
+def test_a_checkpoint_is_a_plain_folder_that_transformers_opens(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "models/2")
+    assert AutoTokenizer.from_pretrained(folder / "models/2").chat_template
+    assert weights(folder / "models/2").keys() == weights(folder / "models/base").keys()
+    assert not torch.equal(
+        model.get_input_embeddings().weight, weights(folder / "models/base")["model.embed_tokens.weight"]
+    )
+    names = {file.name for file in (folder / "models/2").iterdir()}
+    assert {"README.md", "config.json", "tokenizer.json"} <= names
+    assert "training_args.bin" not in names
+    assert str(folder) not in (folder / "models/2/config.json").read_text()
+
+
+@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+def test_two_processes_make_the_steps_of_one(folder: Path, tmp_path: Path, deepspeed: str) -> None:
+    other = tmp_path / "two"
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".iterit", "1", "2", ".git"))
+    shutil.copytree(folder / "data", other / "data", dirs_exist_ok=True)
+    edit_params(other, {"finetune": {"processes": 2, "deepspeed": deepspeed}})
+    finetune(other, 1, "base")
+    one, two = ([float(row["loss"]) for row in read_steps(place, 1)] for place in (folder, other))
+    assert two == pytest.approx(one, abs=2e-5)
+    expected, trained = weights(folder / "models/1"), weights(other / "models/1")
+    assert trained.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(trained[name], tensor, atol=2e-4)
+
+
+def test_a_state_of_other_processes_or_a_broken_one_is_refused_with_a_way_on(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "broken"
+    shutil.copytree(folder, other)
+    edit_params(other, {"finetune": {"processes": 2}})
+    assert "state/1 was written with 1; set it back" in finetune(other, 2, "1", expect=2)
+    edit_params(other, {"finetune": {"processes": 1}})
+    file = next((other / "state/1").rglob("*optim_states.pt"))
+    file.write_bytes(file.read_bytes()[:1000])
+    output = finetune(other, 2, "1", expect=2)
+    assert "error: state/1: cannot be resumed" in output
+    assert "dvc repro -f finetune@1" in output
+    assert (other / "models/1/model.safetensors").is_file()
+
+
+def texts(lengths: Sequence[tuple[int, int]]) -> list[Encoded]:
+    return [Encoded(list(range(1, length + 1)), start) for length, start in lengths]
+
+
+@pytest.mark.parametrize("loss", ["record", "token"])
+def test_the_weights_of_every_effective_batch_sum_to_a_mean(loss: str) -> None:
+    encoded = texts([(9, 3), (5, 2), (30, 10), (7, 6), (12, 4)])
+    examples = effective_batches([str(n) for n in range(5)], encoded, batch_size=2, loss=loss, seed=1, iteration=1)
+    assert len(examples) == 6
+    assert sorted(example.id for example in examples) == ["", "0", "1", "2", "3", "4"]
+    for start in range(0, 6, 2):
+        assert sum(e.weight * (len(e.ids) - e.start) for e in examples[start : start + 2]) == pytest.approx(1.0)
+
+
+def test_the_order_depends_on_seed_and_iteration_alone() -> None:
+    ids, encoded = [str(n) for n in range(20)], texts([(10, 5)] * 20)
+
+    def order(seed: int, iteration: int) -> list[str]:
+        examples = effective_batches(ids, encoded, batch_size=1, loss="record", seed=seed, iteration=iteration)
+        return [example.id for example in examples]
+
+    assert order(1, 1) == order(1, 1)
+    assert order(1, 1) != order(1, 2) != order(2, 1)
+
+
+def test_labels_are_the_response_and_nothing_else() -> None:
+    batch = collate(
+        effective_batches(["a", "b"], texts([(6, 4), (3, 1)]), batch_size=2, loss="record", seed=0, iteration=1)
+    )
+    assert batch["labels"].tolist() == [[IGNORED] * 4 + [5, 6], [IGNORED, 2, 3, IGNORED, IGNORED, IGNORED]]
+    assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
+
+
+def test_an_iteration_beyond_the_plan_begins_a_new_cycle() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = Schedule(steps=4, warmup_ratio=0.25).multiplier(optimizer)
+    rates = []
+    for _ in range(8):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[:4] == rates[4:]
+    assert rates[0] == 0
+    assert max(rates) == rates[1] == 1.0
+
+
+def test_the_stage_needs_no_peft() -> None:
+    code = "import sys, components.finetune, components.trainer; sys.exit('peft' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -75,7 +75,7 @@ def run(
     if isinstance(failure, UserError):
         raise failure
     if isinstance(failure, StageError):
-        print(f"error: {failure}", file=sys.stderr)
+        print("\n".join(failure.lines), file=sys.stderr)
         sys.exit(failure.exit_code if failure.exit_code in (BAD_INPUT, TRY_LATER) else 1)
     raise typer.Exit(1)
 

@@ -14,21 +14,28 @@ import re
 import sys
 from typing import Any
 
-from components.stage import die_with_parent, seconds_file
+from components.stage import BAD_INPUT, TRY_LATER, die_with_parent, seconds_file
 
 SEPARATOR = "\x1e"
 
 
 def main() -> None:
     die_with_parent()
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc.scm import SCMError
 
     # of DVC's own lines the flow's log needs only that a stage begins, which it cannot know itself
     logging.getLogger("dvc").setLevel(logging.WARNING)
     begins = logging.getLogger("dvc.stage.run")
     begins.setLevel(logging.INFO)
     begins.addFilter(say_that_a_stage_begins)
-    with Repo(os.curdir) as repo:
+    try:
+        repo = Repo(os.curdir)
+    except (DvcException, SCMError) as error:  # no git repository, or a configuration that DVC cannot read
+        print(SEPARATOR + json.dumps({"error": str(error), "exit_code": BAD_INPUT}), flush=True)
+        return
+    with repo:
         for line in sys.stdin:
             print(SEPARATOR + json.dumps(answer(repo, json.loads(line))), flush=True)
 
@@ -36,6 +43,7 @@ def main() -> None:
 def answer(repo: Any, request: dict[str, str]) -> dict[str, Any]:
     """What came of a request; {"error": ..., "exit_code": ...} where DVC or the stage failed."""
     from dvc.exceptions import DvcException
+    from dvc.lock import LockError
 
     do = request.pop("do")
     try:
@@ -45,6 +53,8 @@ def answer(repo: Any, request: dict[str, str]) -> dict[str, Any]:
         if do == "status":
             return {"changed": sorted(repo.status())}
         return {"came": reproduce(repo, request["stage"])}
+    except LockError:
+        return {"error": "another dvc command is at work in this folder", "exit_code": TRY_LATER}
     except DvcException as error:
         cause = error.__cause__ or error
         exit_code = re.search(r"exited with (-?\d+)$", str(cause))

@@ -15,40 +15,50 @@ if __name__ == "__main__":  # before Prefect is imported: it reads the settings 
     main(["run"])
 
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
+from components.errors import UserError
 from components.report import iteration_rows
 from components.settings import Settings, load_settings
 from flows.recording import recording
-from flows.stage import dvc_worker, run_stage
+from flows.stage import StageError, dvc_worker, run_stage
 from flows.workspace import WorkspaceBusyError, check_workspace, workspace_lock
 
 METRICS, ITERATIONS = Path("metrics"), Path("data/iterations")
 
 
 @flow(name="retrain")
-def retrain() -> State[str]:
-    """Retrain with params.yaml as it is. The state's name tells what came of it: Retrained, Unchanged or Busy."""
-    logger = get_run_logger()
-    settings = load_settings()
-    check_workspace(settings)
+def retrain() -> State[Any]:
+    """Retrain with params.yaml as it is. The state's name tells what came of it: Retrained, Unchanged, Busy or Failed.
+
+    The result of a failed state is the UserError or StageError.
+    """
     try:
+        settings = load_settings()
+        check_workspace(settings)
         with workspace_lock():
             return _retrain(settings)
     except WorkspaceBusyError as busy:
-        logger.warning("%s; this one ends", busy)
+        get_run_logger().warning("%s; this one ends", busy)
         return Completed(name="Busy", message=str(busy), data="busy")
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+    except StageError as error:
+        return Failed(message="\n".join(error.lines), data=error)
 
 
 def _retrain(settings: Settings) -> State[str]:
     logger = get_run_logger()
     with dvc_worker() as ask:
         status = ask({"do": "status"}, logger.info)
-        if status.get("changed") == []:
+        if "error" in status:
+            raise StageError("dvc", status["exit_code"], [], status["error"])
+        if not status["changed"]:
             logger.info("nothing new: data, parameters and code are those of the last run; nothing to retrain")
             return Completed(name="Unchanged", data="unchanged")
 
@@ -58,8 +68,9 @@ def _retrain(settings: Settings) -> State[str]:
                 create_link_artifact(record.run.url, "MLflow run", key="mlflow-run")
 
             def step(stage: str) -> None:
-                run_stage(stage, ask)
-                record.record(stage)
+                run_stage(stage, ask, return_state=True).result()  # raises StageError
+                if stage != "register":  # it completes the record itself
+                    record.record(stage)
 
             step("base_model")
             for source in settings.ingest.files:
@@ -74,8 +85,8 @@ def _retrain(settings: Settings) -> State[str]:
                 step(f"evaluate@{iteration}")
                 _show_iteration(settings, iteration)
             step("report")
-            record.wait()  # register completes the record: two must not write it at once
-            run_stage("register", ask)
+            record.wait()  # two must not write the record at once
+            step("register")
     return Completed(name="Retrained", data="retrained")
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
 from components.stage import TRY_LATER
 from flows.dvc_worker import SEPARATOR
@@ -27,12 +27,13 @@ Ask = Callable[[dict[str, str], Callable[[str], None]], dict[str, Any]]
 
 
 class StageError(Exception):
-    """A stage ended with an error; the message has the last lines of what it printed."""
+    """A stage ended with an error; the message is what it says is wrong, or else the end of what it printed."""
 
-    def __init__(self, stage: str, exit_code: int | None, message: str) -> None:
-        super().__init__(message)
-        self.stage = stage
+    def __init__(self, stage: str, exit_code: int | None, printed: Sequence[str], reason: str) -> None:
+        mistakes = [line for line in printed if line.startswith("error: ")]
+        super().__init__("\n".join(mistakes or [*printed, f"{stage}: {reason}"]))
         self.exit_code = exit_code
+        self.lines = mistakes or [f"error: {stage}: {reason}"]
 
 
 @contextmanager
@@ -89,10 +90,10 @@ def _can_be_retried(task: Any, run: Any, state: State[Any]) -> bool:  # noqa: AR
     retry_condition_fn=_can_be_retried,
     cache_policy=NO_CACHE,  # DVC is the only cache
 )
-def run_stage(stage: str, ask: Ask) -> State[str]:
-    """Bring one stage up to date; the state's name tells Ran, Restored (from DVC's run cache) or Cached.
+def run_stage(stage: str, ask: Ask) -> State[Any]:
+    """Bring one stage up to date; the state's name tells Ran, Restored (from DVC's run cache), Cached or Failed.
 
-    Raises StageError with the last lines of what the stage printed.
+    The result of a failed state is the StageError: raised, it would fill the log with Prefect's own traceback.
     """
     logger = get_run_logger()
     lines: deque[str] = deque(maxlen=TAIL)
@@ -103,5 +104,6 @@ def run_stage(stage: str, ask: Ask) -> State[str]:
 
     reply = ask({"do": "reproduce", "stage": stage}, log)
     if "error" in reply:
-        raise StageError(stage, reply["exit_code"], "\n".join([*lines, f"{stage}: {reply['error']}"]))
+        error = StageError(stage, reply["exit_code"], lines, reply["error"])
+        return Failed(message=str(error), data=error)
     return Completed(name=reply["came"].capitalize(), data=reply["came"])

@@ -54,8 +54,8 @@ def print_summary(settings: Settings, *, new: bool) -> None:
             f"registered   {registered['model']} version {registered['version']}: "
             f"models:/{registered['model']}@{registered['alias']}"
         )
-    console.print(f"MLflow       {_command('mlflow')} server".ljust(49) + "then http://127.0.0.1:5000")
-    console.print(f"Prefect      {_command('prefect')} server start".ljust(49) + "then http://127.0.0.1:4200")
+    console.print(f"MLflow       {_command('mlflow')} server --workers 1".ljust(52) + "then http://127.0.0.1:5000")
+    console.print(f"Prefect      {_command('prefect')} server start".ljust(52) + "then http://127.0.0.1:4200")
 
 
 def _command(name: str) -> str:

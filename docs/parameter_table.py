@@ -24,7 +24,8 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
             yield from _rows(block, f"{key}{suffix}.")
         if not _blocks(annotation):
             default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
-            yield f"| `{key}` | {_type(annotation)} | {default} | {(field.description or 'Chooses this form of the block.').strip()} |"
+            meaning = field.description or "Chooses this form of the block."
+            yield f"| `{key}` | {_type(annotation)} | {default} | {meaning.strip()} |"
 
 
 def _blocks(annotation: Any) -> list[tuple[type[BaseModel], str]]:

@@ -43,8 +43,7 @@ def run(
     from flows.parameters import set_parameters
     from flows.workspace import WorkspaceBusyError, check_workspace, workspace_lock
 
-    settings = set_parameters(set_ or [])
-    check_workspace(settings)
+    settings = set_parameters(set_ or [], check_workspace)
     try:
         with workspace_lock():
             pass  # the flow takes it again; a busy folder needs no Prefect to be told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -14,13 +14,15 @@ from components.settings import PARAMS, Settings, check_settings, load_settings
 from components.tables import written_beside
 
 
-def set_parameters(assignments: Sequence[str]) -> Settings:
+def set_parameters(assignments: Sequence[str], check: Callable[[Settings], None]) -> Settings:
     """The settings with the assignments made, and written to params.yaml if there are any.
 
-    Raises UserError, and writes nothing, for an assignment that is none, an unknown key, or an impossible value.
+    Raises UserError, and writes nothing, for an assignment that is none, an unknown key, an impossible value, and
+    whatever else `check` refuses.
     """
     settings = load_settings()
     if not assignments:
+        check(settings)
         return settings
     yaml = YAML()
     yaml.preserve_quotes = True
@@ -30,6 +32,7 @@ def set_parameters(assignments: Sequence[str]) -> Settings:
     text = io.StringIO()
     yaml.dump(document, text)
     settings = check_settings(YAML(typ="safe", pure=True).load(text.getvalue()), "--set")
+    check(settings)
     with written_beside(PARAMS) as beside:
         beside.write_text(text.getvalue(), encoding="utf-8")
     for change in changes:

@@ -40,6 +40,8 @@ def check_workspace(settings: Settings) -> None:
     for name, why in (("dvc.yaml", "run in the project's folder"), (".dvc", "make it a DVC repository: dvc init")):
         if not Path(name).exists():
             raise UserError(f"{name}: not found; {why}")
+    if not any((folder / ".git").exists() for folder in (Path.cwd(), *Path.cwd().parents)):
+        raise UserError(".git: not found; DVC needs a git repository: git init")
     missing = [
         f"{PARAMS}: ingest.files.{name}.path: {source.path}: no such file or folder"
         for name, source in settings.ingest.files.items()

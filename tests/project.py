@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ruamel.yaml import YAML
 
 SOURCE = Path(__file__).parent.parent
 
 # small enough that a whole run takes well under a minute
 SMALL = {
-    "ingest": {"docstrings": {"stdlib": {"cap": 160}}},
-    "dedupe": {"max_records": 60, "max_holdout": 6, "holdout_share": 0.1},
+    "ingest": {"docstrings": {"stdlib": {"cap": 240}}},
+    "dedupe": {"max_records": 150, "max_holdout": 6, "holdout_share": 0.1},  # scored in two shards
     "score": {"max_length": 128, "max_misaligned_share": 1.0},
     "select": {"ratio": 10, "update_ratio": 2.0},
     "finetune": {"batch_size": 4, "micro_batch_size": 2, "max_length": 128, "learning_rate": 1e-3},
@@ -96,3 +99,36 @@ def hashes(folder: Path) -> dict[str, str]:
     """Path -> MD5 of every output in dvc.lock."""
     stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
+
+
+def task_states(folder: Path) -> dict[str, str]:
+    """Task run name -> state name of the newest flow run, as Prefect's own database has it."""
+    with sqlite3.connect(folder / ".prefect" / "prefect.db") as database:
+        newest = database.execute("select id from flow_run order by created desc limit 1").fetchone()[0]
+        return dict(database.execute("select name, state_name from task_run where flow_run_id = ?", [newest]))
+
+
+def ran(output: str) -> set[str]:
+    """The stages that `dvc repro` or `dvc exp run` ran, by what it printed."""
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
+
+
+def at_work_in(folder: Path) -> list[str]:
+    """Command lines of the processes whose current folder is the project."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()) == folder:
+                found.append(" ".join(process.cmdline()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | None = None, seconds: int = 300) -> None:
+    """Return once the condition holds; fail when the process ends before, or the time is over."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,7 +1,6 @@
 # make run    retrain with params.yaml
 # make test   the tests
 # make lint   ruff, mypy, hadolint
-# make bench  speed, as ratios measured side by side
 # Each of them makes the virtual environment from requirements.lock first, once.
 
 PYTHON ?= python3
@@ -19,7 +18,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: setup run test lint format bench lock clean
+.PHONY: setup run test lint format lock clean
 
 setup: $(VENV)/complete
 
@@ -50,9 +49,6 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-bench: setup
-	$(BIN)/python -m benchmarks
 
 # resolve again within the bounds of pyproject.toml; run everything before committing the result
 lock: setup

@@ -18,6 +18,7 @@ from components.digests import folder_digest
 from components.errors import UserError
 from components.records import Message, Record, make_record, write_records
 from components.score import load_model, score_records
+from components.settings import load_settings
 from tests.small_model import make_small_model
 
 PROJECT = Path(__file__).parent.parent
@@ -101,11 +102,12 @@ def test_the_stage_writes_what_the_functions_give_and_names_the_checkpoint(
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     metrics, samples = (json.loads((tmp_path / name).read_text()) for name in ("metrics.json", "samples.json"))
     scores = score_records(HOLDOUT, *loaded, max_length=512, batch_tokens=8192, system=SYSTEM)
-    first = sorted(HOLDOUT, key=lambda record: record.id)[:3]
+    settings = load_settings(PROJECT / "params.yaml").evaluate
+    first = sorted(HOLDOUT, key=lambda record: record.id)[: settings.samples]
     assert metrics == {"checkpoint": folder_digest(small_model), **evaluate.summarize(scores)}
     assert samples["checkpoint"] == metrics["checkpoint"]
     assert samples["samples"] == evaluate.generate_samples(
-        first, *loaded, system=SYSTEM, max_length=512, sample_tokens=48
+        first, *loaded, system=SYSTEM, max_length=512, sample_tokens=settings.sample_tokens
     )
 
 

@@ -31,7 +31,7 @@ $(VENV)/complete: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	$(BIN)/python -c 'from components.finetune import build_extension; build_extension()' >/dev/null
+	$(BIN)/python -c 'from components.launch import build_extension; build_extension()' >/dev/null
 	@touch $@
 
 run: setup

@@ -7,61 +7,48 @@ the loop is transformers.Trainer's, the optimizer and its distribution DeepSpeed
     python -m components.finetune --iteration 2 --subset data/iterations/2/subset.parquet
         --parent-model models/1 --parent-state state/1 --model models/2 --state state/2 ...
 
-With finetune.processes > 1 the stage starts that many workers of itself through torchrun.
+With finetune.processes > 1 the stage starts that many workers of itself through torchrun, or through DeepSpeed's
+launcher on the machines of a hostfile. Killed, it goes on from the last checkpoint it has saved (finetune.save_steps).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import io
-import logging
+import errno
 import math
 import os
 import pickle
 import resource
 import shutil
-import socket
-import subprocess
 import sys
-import zipfile
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components import tables
+from components import tables, training_state
+from components.adapters import merge, with_adapter
 from components.chat import encode_conditional
-from components.digests import file_digest
+from components.digests import file_digest, folder_digest
 from components.errors import UserError
+from components.launch import ERROR, be_alone, launch_workers, prepare_deepspeed
 from components.progress import progress
 from components.records import Record, read_records
-from components.settings import FinetuneSettings, load_settings
+from components.settings import FinetuneSettings, Settings, load_settings
 from components.stage import BAD_INPUT, SCRATCH, die_with_parent, stage, stage_name
+from components.throughput import forward_operations, measure_gemm
+from components.training_state import Progress, read_progress
 
 if TYPE_CHECKING:
-    from components.trainer import Example, StepLog
+    from components.trainer import Example
 
 CONFIGS = Path("conf/deepspeed")
-PROGRESS = "progress.json"  # in a state folder: what the next iteration must know beside the trainer's own state
 # of Trainer's checkpoint: the weights are in the model's folder; the others name paths, or are scripts of DeepSpeed's
 NOT_STATE = ("*.safetensors*", "config.json", "generation_config.json", "training_args.bin", "*.py")
 MODEL_FILES = ("*.safetensors*", "config.json", "generation_config.json")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where the training is: optimizer steps so far, and the length of an iteration that the schedule counts with."""
-
-    step: int
-    steps_per_iteration: int | None
-    processes: int | None = None
-    deepspeed: str | None = None
-
-
-def read_progress(state: Path) -> Progress:
-    return Progress(**tables.read_json(state / PROGRESS))
 
 
 def encode_subset(
@@ -95,26 +82,34 @@ def train_iteration(
     parent_state: Path,
     scratch: Path,
     what: str,
-) -> StepLog:
-    """Train one pass in this process (one of `settings.processes`), and leave Trainer's checkpoint in `scratch`.
+) -> None:
+    """Train one pass in this process (one of `settings.processes`).
 
-    Returns the log of its optimizer steps. Raises UserError for a state that cannot be resumed, and for a loss that is
-    not finite.
+    Leaves Trainer's checkpoint and the log of its steps in `scratch`; begins where an earlier start of the same
+    training had got to. Raises UserError for a state that cannot be resumed, for a loss that is not finite, and when
+    the disk is full.
     """
     import torch
     from transformers import PrinterCallback, TrainingArguments
 
-    from components.trainer import IterationTrainer, Schedule, StepLog, collate
+    from components.trainer import IterationTrainer, Schedule, Watch, collate
 
     before = read_progress(parent_state)
     steps = len(examples) // settings.batch_size
     schedule = Schedule((before.steps_per_iteration or steps) * settings.planned_iterations, settings.warmup_ratio)
     micro_batch = min(settings.micro_batch_size, settings.batch_size // settings.processes)
+    saved = training_state.last_checkpoint(scratch)
+    made = tables.read_json(saved / training_state.COMPLETE)["steps"] if saved else 0
+    if before.step:
+        check_resumable(before, settings, parent_state)
+    start = saved or (training_state.find_trainer_state(parent_state) if before.step else None)
     arguments = TrainingArguments(
         output_dir=str(scratch),
         deepspeed=str(CONFIGS / f"{settings.deepspeed}.json"),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=settings.batch_size // (micro_batch * settings.processes),
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         max_steps=before.step + steps,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -122,35 +117,35 @@ def train_iteration(
         bf16=settings.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         train_sampling_strategy="sequential",  # the examples are in training order already
-        ignore_data_skip=True,  # they are this iteration's alone
+        ignore_data_skip=True,  # they are what is left of this iteration's
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         full_determinism=True,
         seed=settings.seed,
         logging_steps=1,
         save_strategy="steps",
-        save_steps=before.step + steps,
+        save_steps=settings.save_steps,
         report_to=[],
         disable_tqdm=True,
     )
     is_first = int(os.environ["RANK"]) == 0
     with progress(total=steps, unit="steps", what=what) if is_first else nullcontext() as advance:
-        log = StepLog(advance)
+        if advance and made:
+            advance(made)
+        left = list(examples)[made * settings.batch_size :]
+        watch = Watch(left, settings.batch_size, before.step, scratch if is_first else None, advance)
         trainer = IterationTrainer(
-            schedule, model=model, args=arguments, train_dataset=list(examples), data_collator=collate, callbacks=[log]
+            schedule, model=model, args=arguments, train_dataset=left, data_collator=collate, callbacks=[watch]
         )
-        log.trainer = trainer
+        watch.trainer = trainer
         trainer.remove_callback(PrinterCallback)
-        if before.step:
-            _check_resumable(before, settings, parent_state)
-            _resume(trainer, parent_state)
-        else:
-            trainer.train()
-    assert len(log.steps) == steps, f"{len(log.steps)} steps were made, {steps} were due"
-    return log
+        if made < steps:
+            with enough_space(scratch):
+                _train(trainer, start, parent_state)
+    assert made + watch.steps == steps, f"{made} + {watch.steps} steps were made, {steps} were due"
 
 
-def _check_resumable(before: Progress, settings: FinetuneSettings, state: Path) -> None:
+def check_resumable(before: Progress, settings: FinetuneSettings, state: Path) -> None:
     """Raises UserError where DeepSpeed would fail, or go wrong, deep inside."""
     for key, then, now in (
         ("processes", before.processes, settings.processes),
@@ -161,107 +156,104 @@ def _check_resumable(before: Progress, settings: FinetuneSettings, state: Path) 
                 f"params.yaml: finetune.{key}: {now}, but {state} was written with {then}; "
                 f"set it back, or train from the first iteration again: dvc repro -f finetune@1"
             )
-    for file in sorted(state.rglob("*.pt*")):
-        if not zipfile.is_zipfile(file):  # its directory is at its end: a cut file has none
-            raise _corrupt(state, f"{file.name} is cut off")
 
 
-def _resume(trainer: Any, state: Path) -> None:
+def _train(trainer: Any, start: Path | None, state: Path) -> None:
     try:
-        trainer.train(resume_from_checkpoint=str(state))
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
     except RuntimeError as error:
         if "PytorchStreamReader" in str(error):
-            raise _corrupt(state, str(error).splitlines()[0]) from error
+            raise training_state.corrupt(state, str(error).splitlines()[0]) from error
         raise
     except (FileNotFoundError, EOFError, pickle.UnpicklingError) as error:
-        raise _corrupt(state, str(error).splitlines()[0]) from error
+        raise training_state.corrupt(state, str(error).splitlines()[0]) from error
 
 
-def _corrupt(state: Path, what: str) -> UserError:
-    return UserError(
-        f"{state}: cannot be resumed: {what}; `dvc checkout {state}` brings it back from the cache, "
-        f"`dvc repro -f finetune@{state.name}` trains it again"
-    )
+@contextmanager
+def enough_space(scratch: Path) -> Iterator[None]:
+    """Turn what the libraries raise when a file cannot be written to its end into one line with the way on."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not full and not any(text in str(error) for text in ("PytorchStreamWriter", "No space left", "too large")):
+            raise
+        saved = training_state.last_checkpoint(scratch)
+        way = f"it goes on after {saved.name}" if saved else "the parent's checkpoint is as it was"
+        raise UserError(
+            f"finetune: a checkpoint could not be written ({shutil.disk_usage(scratch).free >> 20} MiB are free); "
+            f"make room and run again: {way}"
+        ) from error
 
 
 def run_worker(options: argparse.Namespace, settings: FinetuneSettings, system: str, scratch: Path) -> None:
-    """One of the training processes: train, and let the first of them leave the steps beside the checkpoint."""
+    """One of the training processes: train, and let the first of them say what it took."""
     import torch
 
     from components.score import load_model
 
     iteration, what = int(options.iteration), stage_name("finetune", options.iteration)
-    model, tokenizer = load_model(options.parent_model, settings.dtype)
+    if settings.lora is None:
+        model, tokenizer = load_model(options.parent_model, settings.dtype)
+    else:
+        model, tokenizer = with_adapter(options.parent_model, settings.lora, settings.dtype)
     examples = encode_subset(read_records(options.subset), tokenizer, settings, system=system, iteration=iteration)
-    log = train_iteration(examples, model, settings, parent_state=options.parent_state, scratch=scratch, what=what)
+    real = [example for example in examples if example.weight]
+    tokens, scored = sum(len(one.ids) for one in real), sum(len(one.ids) - one.start for one in real)
+    passes = 3 if settings.lora is None else 2  # forward, and gradients of activations and, unless frozen, of weights
+    operations = passes * forward_operations(model, tokens, scored)  # now: ZeRO-3 will share the weights out
+    train_iteration(examples, model, settings, parent_state=options.parent_state, scratch=scratch, what=what)
     if int(os.environ["RANK"]) == 0:
-        real = [example for example in examples if example.weight]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         tables.write_json(
-            scratch / "steps.json",
+            scratch / "trained.json",
             {
-                "steps": [asdict(step) for step in log.steps],
                 "records": len(real),
-                "tokens": sum(len(example.ids) for example in real),
-                "seconds": log.seconds,
+                "tokens": tokens,
+                "operations": operations,
+                "gemm": settings.processes * measure_gemm(device, settings.dtype),
                 "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             },
         )
 
 
-def launch_workers(processes: int, scratch: Path) -> None:
-    """Start this module again as `processes` workers through torchrun, and wait. Raises UserError when one fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "components.finetune", *sys.argv[1:], "--worker"]
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    done = subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ}, check=False)
-    if done.returncode == 0:
-        return
-    said = scratch / "error.txt"
-    if said.is_file():
-        raise UserError(said.read_text(encoding="utf-8"))
-    raise UserError(
-        f"finetune: one of {processes} processes ended early (code {done.returncode}; what it said is above); "
-        "nothing was written; run again, and if memory ran out lower finetune.micro_batch_size"
-    )
-
-
-def alone() -> None:
-    """Make this process a distributed job of one; DeepSpeed asks for MPI when nothing says so."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-
-
 def arrange(options: argparse.Namespace, settings: FinetuneSettings, scratch: Path) -> None:
     """Make the checkpoint and the state of what the workers left, and rename both into place as the last thing."""
-    trained = tables.read_json(scratch / "steps.json")
-    before, steps = read_progress(options.parent_state), trained["steps"]
-    checkpoint = scratch / f"checkpoint-{before.step + len(steps)}"
+    trained, steps = tables.read_json(scratch / "trained.json"), training_state.read_steps(scratch)
+    before = read_progress(options.parent_state)
+    checkpoint = training_state.last_checkpoint(scratch)
+    assert checkpoint and checkpoint.name == f"checkpoint-{before.step + len(steps)}"
     model, state = scratch / "model", scratch / "state"
     _copy_others(options.parent_model, model)
-    for pattern in MODEL_FILES:
-        for file in checkpoint.glob(pattern):
-            file.replace(model / file.name)
-    (model / "README.md").write_text(_model_card(options, trained), encoding="utf-8")
+    if settings.lora is None:
+        for pattern in MODEL_FILES:
+            for file in checkpoint.glob(pattern):
+                file.replace(model / file.name)
+    else:
+        merge(checkpoint, model)
+    (model / "README.md").write_text(_model_card(options, trained, steps), encoding="utf-8")
     _check_weights(model)
     for pattern in NOT_STATE:
         for file in checkpoint.glob(pattern):
             file.unlink()
-    checkpoint.replace(state)
     after = Progress(
         before.step + len(steps), before.steps_per_iteration or len(steps), settings.processes, settings.deepspeed
     )
-    tables.write_json(state / PROGRESS, asdict(after))
+    # these tell how often the stage was interrupted; a training does not go on from them
+    written = tables.read_json(checkpoint / "trainer_state.json")
+    written |= {"log_history": [], "epoch": None, "save_steps": 0, "total_flos": 0}
+    tables.write_json(checkpoint / "trainer_state.json", written)
+    training_state.keep_trainer_state(checkpoint, state, after, keep_all=settings.keep_states == "all")
     for folder in (model, state):
         for file in folder.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors makes its files private
 
     with tables.written_beside(options.steps) as beside, beside.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(
-            opened, ["step", "iteration", "loss", "learning_rate", "gradient_norm"], lineterminator="\n"
-        )
+        columns = ["step", "iteration", "loss", "learning_rate", "gradient_norm"]
+        writer = csv.DictWriter(opened, columns, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({"iteration": options.iteration, **step} for step in steps)
     losses = [step["loss"] for step in steps]
@@ -277,10 +269,12 @@ def arrange(options: argparse.Namespace, settings: FinetuneSettings, scratch: Pa
             "learning_rate": steps[-1]["learning_rate"],
         },
     )
+    seconds = math.fsum(step["seconds"] for step in steps)
     tables.write_json(
         SCRATCH / "throughput" / f"{stage_name('finetune', options.iteration)}.json",
         {
-            "tokens_per_second": trained["tokens"] / trained["seconds"],
+            "tokens_per_second": trained["tokens"] / seconds,
+            "share_of_gemm": trained["operations"] / seconds / trained["gemm"],
             "peak_memory_bytes": trained["peak_memory_bytes"],
             **({"peak_gpu_memory_bytes": trained["peak_gpu_memory_bytes"]} if trained["peak_gpu_memory_bytes"] else {}),
         },
@@ -310,8 +304,8 @@ def _check_weights(model: Path) -> None:
                     raise UserError(f"{file.name}: {name} was saved empty; see finetune.deepspeed")
 
 
-def _model_card(options: argparse.Namespace, trained: dict[str, Any]) -> str:
-    losses = [step["loss"] for step in trained["steps"]]
+def _model_card(options: argparse.Namespace, trained: dict[str, Any], steps: Sequence[dict[str, float]]) -> str:
+    losses = [step["loss"] for step in steps]
     return f"""---
 library_name: transformers
 tags: [iterit]
@@ -335,33 +329,6 @@ tokenizer = AutoTokenizer.from_pretrained("models/{options.iteration}")
 """
 
 
-def prepare_deepspeed() -> None:
-    """Choose the accelerator and the place of DeepSpeed's extension, and quiet what a user can do nothing about."""
-    import torch
-
-    # compiled once, by `make setup`, for 70 s: it belongs to the environment
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else accelerate says that it sets it
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    if "RANK" in os.environ:
-        with redirect_stdout(io.StringIO()):  # it prints that its extension was built, also when it was only loaded
-            deepspeed.init_distributed()
-    # "Gradient accumulation steps mismatch": Trainer leaves the number to DeepSpeed's configuration
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-
-
-def build_extension() -> None:
-    """Compile what DeepSpeed's processes on one CPU machine share memory with, so that no training waits for it."""
-    prepare_deepspeed()
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
-    ShareMemCommBuilder().load(verbose=False)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m components.finetune", description="Train one pass over the subset."
@@ -370,6 +337,8 @@ def main() -> None:
     for name in ("subset", "parent-model", "parent-state", "model", "state", "steps", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    # DeepSpeed's launcher adds it
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     options = parser.parse_args()
     settings = load_settings()
     scratch = SCRATCH / "tmp" / stage_name("finetune", options.iteration)
@@ -379,20 +348,37 @@ def main() -> None:
         try:
             run_worker(options, settings.finetune, settings.score.system, scratch)
         except UserError as error:
-            (scratch / "error.txt").write_text(str(error), encoding="utf-8")
+            (scratch / ERROR).write_text(str(error), encoding="utf-8")
             sys.exit(BAD_INPUT)
         return
     with stage("finetune", options.iteration):
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        training_state.prune_trainer_states(options.parent_state)
+        saved = training_state.begin(scratch, identity(options, settings))
+        if saved:
+            print(f"{stage_name('finetune', options.iteration)}: going on after {saved.name}", flush=True)
         if settings.finetune.processes > 1:
-            launch_workers(settings.finetune.processes, scratch)
+            launch_workers("components.finetune", settings.finetune, scratch)
         else:
-            alone()
+            be_alone()
             prepare_deepspeed()
             run_worker(options, settings.finetune, settings.score.system, scratch)
-        arrange(options, settings.finetune, scratch)
+        with enough_space(scratch):
+            arrange(options, settings.finetune, scratch)
         shutil.rmtree(scratch)
+
+
+def identity(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """What a training must have been begun with for its checkpoints to be gone on from."""
+    code = ("finetune", "trainer", "adapters", "chat")
+    return {
+        "subset": file_digest(options.subset),
+        "parent_model": folder_digest(options.parent_model),
+        "parent_state": asdict(read_progress(options.parent_state)),
+        "settings": {**settings.finetune.model_dump(), "system": settings.score.system},
+        "config": file_digest(CONFIGS / f"{settings.finetune.deepspeed}.json"),
+        "code": {name: file_digest(Path(__file__).with_name(f"{name}.py")) for name in code},
+        "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "accelerate")},
+    }
 
 
 if __name__ == "__main__":

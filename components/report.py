@@ -19,6 +19,7 @@ from components import tables
 from components.errors import UserError
 from components.settings import Settings, load_settings
 from components.stage import seconds_file, stage, stage_name
+from components.training_state import prune_trainer_states
 
 SERIES = (
     "iteration",
@@ -33,6 +34,7 @@ SERIES = (
 HOLDOUT = ("iteration", "holdout_loss", "perplexity", "holdout_complexity")
 STEPS = tuple(tables.STEPS.names)
 COMPLEXITY = ("iteration", "complexity", "candidates", "selected")
+STATES = Path("state")
 STAGES = ("score", "select", "finetune", "evaluate")  # of one iteration
 
 
@@ -113,6 +115,7 @@ def main() -> None:
         _write_csv(options.steps, STEPS, [row for folder in folders for row in _read_csv(folder / "steps.csv")])
         histograms = [row for folder in folders for row in _read_csv(folder / "complexity.csv")]
         _write_csv(options.complexity, COMPLEXITY, histograms)
+        prune_trainer_states(STATES / list(settings.iterations)[-1])
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from components.errors import UserError
 from components.progress import progress
 from components.records import Message, Record, iterate_records, make_record
 from components.settings import ScoreSettings, load_settings
-from components.stage import SCRATCH, stage, stage_name
+from components.stage import SCRATCH, reuse_freed_memory, stage, stage_name
 
 VARIANT = "ifd"
 STORE = SCRATCH / "scores"
@@ -195,6 +195,7 @@ def load_model(folder: Path, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    reuse_freed_memory()
     tokenizer = load_tokenizer(folder)
     logging.disable_progress_bar()
     try:

@@ -187,6 +187,17 @@ class SelectSettings(Block):
         return math.floor(Fraction(str(self.ratio)) * pool_size) if self.ratio <= 1 else int(self.ratio)
 
 
+class LoraSettings(Block):
+    rank: PositiveInt = 16
+    """Rank of the update of each weight matrix."""
+    alpha: PositiveInt = 32
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the update."""
+    targets: str = "all-linear"
+    """all-linear, or names of modules: q_proj,v_proj."""
+
+
 class FinetuneSettings(Block):
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak of the schedule."""
@@ -210,8 +221,18 @@ class FinetuneSettings(Block):
     """Arithmetic of the training."""
     deepspeed: str = "zero2"
     """Name of a file in conf/deepspeed."""
+    lora: LoraSettings | None = None
+    """Train low-rank adapters instead of all weights."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
     processes: PositiveInt = 1
-    """Processes on this machine, one a GPU; the stage starts the launcher itself."""
+    """Processes in all, one a GPU; the stage starts the launcher itself."""
+    hostfile: str | None = None
+    """File of lines `HOST slots=N` for training on several machines that share this folder."""
+    save_steps: PositiveInt = 100
+    """A killed stage loses at most so many optimizer steps."""
+    keep_states: Literal["newest", "all"] = "newest"
+    """Trainer states (three times the model): of the newest iteration, on this machine; or of all, versioned by DVC."""
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Seed of every random stream."""
 

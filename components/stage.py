@@ -83,6 +83,20 @@ def _parent_behind_shell(pid: int) -> int:
     return pid
 
 
+def reuse_freed_memory() -> None:
+    """Let the C library keep what is freed (glibc; elsewhere nothing happens). Call before a model is loaded.
+
+    It gives every large block back to the system at once, which has to clear it anew for the next tensor: a training
+    step of 135 million parameters on 2 cores takes 6.0 instead of 7.5 s without that.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return
+    trim_threshold, most_mapped_blocks = -1, -4  # names of malloc.h
+    library.mallopt(most_mapped_blocks, 0)
+    library.mallopt(trim_threshold, 2**31 - 1)
+
+
 def stage_name(name: str, key: str | None = None) -> str:
     """DVC's name of a stage: `dedupe`, `score@2`."""
     return f"{name}@{key}" if key else name

@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.optimization import get_cosine_schedule_with_warmup
 
+from components import training_state
 from components.chat import Encoded
 from components.errors import UserError
 
@@ -148,29 +150,29 @@ class IterationTrainer(Trainer):
             self.accelerator.unwrap_model(self.model).save_pretrained(output_dir)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    step: int  # over all iterations, from 1
-    loss: float  # nats, as the parameter finetune.loss averages it
-    learning_rate: float
-    gradient_norm: float  # before clipping; nan where DeepSpeed does not tell it
+class Watch(TrainerCallback):
+    """Writes a line for every optimizer step, says when a checkpoint is whole, and moves the progress bar."""
 
-
-class StepLog(TrainerCallback):
-    """Collects every optimizer step and moves the progress bar."""
-
-    def __init__(self, advance: Any) -> None:
-        self.steps: list[Step] = []
-        self.seconds = 0.0  # from the first batch to the end of the last step
+    def __init__(
+        self, examples: Sequence[Example], batch_size: int, before: int, scratch: Path | None, advance: Any
+    ) -> None:
+        """`before`: optimizer steps of the iterations before; `scratch`: where to write, in the first process only."""
+        self.steps = 0
         self.trainer: IterationTrainer | None = None
+        batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+        self._tokens = [sum(len(example.ids) for example in batch if example.weight) for batch in batches]
+        self._before = before
+        self._scratch = scratch
         self._advance = advance
-        self._started = 0.0
+        self._began = 0.0
 
-    def on_train_begin(self, *arguments: Any, **rest: Any) -> None:
-        self._started = time.monotonic()
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        state.save_steps = args.save_steps  # Trainer takes it from the checkpoint that it goes on from
 
-    def on_step_end(self, *arguments: Any, **rest: Any) -> None:
-        self.seconds = time.monotonic() - self._started
+    def on_step_begin(self, *arguments: Any, **rest: Any) -> None:
+        self._began = time.monotonic()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **rest: Any
@@ -182,8 +184,26 @@ class StepLog(TrainerCallback):
         self.trainer.step_loss = torch.zeros(())
         if args.world_size > 1:
             torch.distributed.all_reduce(loss)
-        # ZeRO-0 does not tell it
-        norm = float(logs.get("grad_norm", math.nan))
-        self.steps.append(Step(state.global_step, loss.item(), logs["learning_rate"], norm))
-        if self._advance:
-            self._advance(1)
+        seconds, tokens = time.monotonic() - self._began, self._tokens[self.steps]
+        self.steps += 1
+        if self._scratch is None:
+            return
+        training_state.append_step(
+            self._scratch,
+            {
+                "step": state.global_step,  # over all iterations, from 1
+                "loss": loss.item(),  # nats, as the parameter finetune.loss averages it
+                "learning_rate": logs["learning_rate"],
+                "gradient_norm": float(logs.get("grad_norm", math.nan)),  # before clipping; ZeRO-0 does not tell it
+                "tokens_per_second": tokens / seconds,
+                "seconds": seconds,
+            },
+        )
+        self._advance(1)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        if args.world_size > 1:
+            torch.distributed.barrier()  # every process has written its part
+        if self._scratch is not None:
+            checkpoint = self._scratch / f"checkpoint-{state.global_step}"
+            training_state.complete(checkpoint, state.global_step - self._before)

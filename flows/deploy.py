@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, cast
 
 from components.errors import UserError
 from components.stage import quiet_environment
+
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -47,6 +51,8 @@ def serve_schedule(cron: str | None, interval: str | None) -> None:
     start_prefect_server()
 
     from flows.retrain import retrain
+    from flows.runner import keep_serving
 
     wait_until_healthy()
-    retrain.serve(name="scheduled", cron=cron, interval=every, limit=1, print_starting_message=False)
+    # a coroutine only where an event loop runs
+    keep_serving(cast("RunnerDeployment", retrain.to_deployment("scheduled", cron=cron, interval=every)))

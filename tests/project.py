@@ -19,8 +19,8 @@ SOURCE = Path(__file__).parent.parent
 
 # small enough that a whole run takes well under a minute
 SMALL = {
-    "ingest": {"docstrings": {"stdlib": {"cap": 240}}},
-    "dedupe": {"max_records": 150, "max_holdout": 6, "holdout_share": 0.1},  # scored in two shards
+    "ingest": {"docstrings": {"stdlib": {"cap": 900}}},
+    "dedupe": {"max_records": 640, "max_holdout": 6, "holdout_share": 0.1},  # scored in five shards
     "score": {"max_length": 128, "max_misaligned_share": 1.0},
     "select": {"ratio": 10, "update_ratio": 2.0},
     "finetune": {"batch_size": 4, "micro_batch_size": 2, "max_length": 128, "learning_rate": 1e-3},

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from components.stage import seconds_file
 from tests.project import (
     at_work_in,
     call,
@@ -165,6 +166,30 @@ def test_a_failed_stage_says_why_and_the_run_ends_with_its_exit_code(project: Pa
     assert set(task_states(project).values()) == {"Restored", "Cached"}  # nothing was computed again
 
 
+def test_a_killed_run_leaves_nobody_at_work_and_goes_on_to_the_same_hashes(
+    finished: tuple[Path, str], tmp_path: Path, small_model: Path
+) -> None:
+    """It is killed in score, when a first shard is there, then in finetune, after a first step."""
+    folder = make_project(tmp_path, small_model)
+    edit_params(folder, {"finetune": {"save_steps": 1}})
+    middles = {
+        "score@1": lambda: any(folder.glob(".iterit/scores/*/*.parquet")),
+        "finetune@1": lambda: (folder / ".iterit/tmp/finetune@1/steps.jsonl").is_file(),
+    }
+    for stage, reached in middles.items():
+        flow = start(folder, ["python", "-m", "flows.cli", "run"])
+        wait_for(reached, flow)
+        flow.send_signal(signal.SIGKILL)
+        flow.wait()
+        wait_for(lambda: not at_work_in(folder), seconds=20)
+        assert not (folder / seconds_file(stage)).exists(), f"{stage} had ended before it was killed"
+    iterit(folder, "run")
+    states = task_states(folder)
+    assert {states[name] for name in (*FIRST, "score@1", "select@1")} == {"Cached"}
+    assert states["finetune@1"] == "Ran"
+    assert hashes(folder) == hashes(finished[0])
+
+
 def test_ctrl_c_ends_the_stage_and_says_how_to_go_on(project: Path) -> None:
     edit_params(project, {"evaluate": {"samples": 2}})
     flow = start(project, ["python", "-m", "flows.cli", "run"])
@@ -179,3 +204,18 @@ def test_ctrl_c_ends_the_stage_and_says_how_to_go_on(project: Path) -> None:
         ("FINISHED",),
         ("KILLED",),
     ]
+
+
+def test_a_schedule_fires_and_ends_on_sigterm(project: Path) -> None:
+    server = start(project, ["python", "-m", "flows.cli", "serve", "--interval", "10s"])
+    done = "select state_name from flow_run where deployment_id is not null and state_type = 'COMPLETED'"
+    try:
+        wait_for(lambda: query(project, ".prefect/prefect.db", done), server)
+        server.send_signal(signal.SIGTERM)
+        output = server.communicate(timeout=60)[0]
+    finally:
+        server.kill()
+    assert set(query(project, ".prefect/prefect.db", done)) == {("Unchanged",)}
+    assert server.returncode == 0, output
+    assert "Traceback" not in output
+    wait_for(lambda: not at_work_in(project), seconds=20)

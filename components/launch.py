@@ -1,0 +1,106 @@
+"""Starts the training processes: one here, several through torchrun, or some on each machine of a hostfile."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from components.errors import UserError
+from components.settings import FinetuneSettings
+
+ERROR = "error.txt"  # in the scratch folder: the one line that a worker ended with
+
+
+def prepare_deepspeed() -> None:
+    """Choose the accelerator and the place of DeepSpeed's extension, and quiet what a user can do nothing about."""
+    import torch
+
+    # compiled once, by `make setup`, for 70 s: it belongs to the environment
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else accelerate says that it sets it
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    if "RANK" in os.environ:
+        with redirect_stdout(io.StringIO()):  # it prints that its extension was built, also when it was only loaded
+            deepspeed.init_distributed()
+    # "Gradient accumulation steps mismatch": Trainer leaves the number to DeepSpeed's configuration
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def build_extension() -> None:
+    """Compile what DeepSpeed's processes on one CPU machine share memory with, so that no training waits for it."""
+    prepare_deepspeed()
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    ShareMemCommBuilder().load(verbose=False)
+
+
+def be_alone() -> None:
+    """Make this process a distributed job of one; DeepSpeed asks for MPI when nothing says so."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+
+
+def launch_workers(module: str, settings: FinetuneSettings, scratch: Path) -> None:
+    """Start `module` again with this command line and --worker, as `settings.processes` processes, and wait.
+
+    Raises UserError when one fails: with what it said, or else with the way on.
+    """
+    (scratch / ERROR).unlink(missing_ok=True)
+    command = [sys.executable, "-m"]
+    if settings.hostfile is None:
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(settings.processes), "-m"]
+        here = settings.processes
+    else:
+        slots = read_hostfile(Path(settings.hostfile))
+        check_slots(slots, settings)
+        command += ["deepspeed.launcher.runner", "--hostfile", settings.hostfile, "--module"]
+        here = max(slots.values())
+    command += [module, *sys.argv[1:], "--worker"]
+    threads = str(max(1, (os.cpu_count() or 1) // here))
+    done = subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ}, check=False)
+    if done.returncode == 0:
+        return
+    if (scratch / ERROR).is_file():
+        raise UserError((scratch / ERROR).read_text(encoding="utf-8"))
+    raise UserError(
+        f"finetune: one of {settings.processes} processes ended early (code {done.returncode}; what it said is above); "
+        "the parent's checkpoint is as it was; run again to go on from the last step saved, and if memory ran out "
+        "lower finetune.micro_batch_size"
+    )
+
+
+def read_hostfile(file: Path) -> dict[str, int]:
+    """Processes by host: lines `HOST slots=N`, as DeepSpeed's launcher reads them. Raises UserError with the line."""
+    if not file.is_file():
+        raise UserError(f"params.yaml: finetune.hostfile: {file}: no such file")
+    slots: dict[str, int] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = re.fullmatch(r"\s*(\S+)\s+slots=(\d+)\s*", line)
+        if not match or match[1] in slots:
+            raise UserError(f"{file} line {number}: expected a host that is not named yet, and slots: node1 slots=8")
+        slots[match[1]] = int(match[2])
+    return slots
+
+
+def check_slots(slots: dict[str, int], settings: FinetuneSettings) -> None:
+    """The number of processes decides how a batch is shared; it is said once, and must agree."""
+    if sum(slots.values()) != settings.processes:
+        raise UserError(
+            f"params.yaml: finetune.processes: {settings.processes}, but {settings.hostfile} has "
+            f"{sum(slots.values())} slots; make them equal"
+        )

@@ -1,0 +1,25 @@
+"""Prefect's runner of scheduled flow runs, made to end as quietly on SIGTERM as on Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import suppress
+from typing import Any
+
+from prefect.deployments.runner import RunnerDeployment
+from prefect.runner import Runner
+
+
+class QuietRunner(Runner):
+    def handle_sigterm(self, *_args: Any, **_kwargs: Any) -> None:
+        # Prefect's own way leaves a coroutine that nobody awaits, and now and then a traceback
+        signal.raise_signal(signal.SIGINT)
+
+
+def keep_serving(deployment: RunnerDeployment) -> None:
+    """Run the deployment when it is due, one run at a time, until SIGTERM or Ctrl-C."""
+    runner = QuietRunner(limit=1)
+    runner.add_deployment(deployment)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(runner.start())

@@ -1,7 +1,7 @@
 """Scoring against a plain loop: batches of 8 in pool order, whole logits, two passes.
 
-Both read the same token ids with the same model, threads and dtype, in turns, so that what else the machine does
-meets both. Rates are over the median turn; the machine's GEMM rate is measured between the turns.
+Both read the same token ids with the same model, threads and dtype, each in a process of its own, in turns, so that
+what else the machine does meets both. Figures are medians; the machine's GEMM rate is measured between the turns.
 
     python -m benchmarks.score --model models/base --alpaca FILE --records 96
 """
@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from components import score
+from components.model import load_model, prepack
+from components.reading import Text, make_reader, read_pairs
 from components.records import Message, Record, make_record
 from components.stage import quiet_environment
 from components.throughput import forward_operations, measure_gemm
@@ -40,7 +44,7 @@ def read_alpaca(file: Path, count: int) -> list[Record]:
     return records[:count]
 
 
-def plain_loop(pairs: Sequence[tuple[score.Text, score.Text]], model: Any) -> np.ndarray:
+def plain_loop(pairs: Sequence[tuple[Text, Text]], model: Any) -> np.ndarray:
     """Mean loss of both texts of each pair, from the formula; nats per token, shape (pairs, 2)."""
     import torch
 
@@ -71,33 +75,57 @@ def complexity(losses: np.ndarray) -> np.ndarray:
     return ratios
 
 
-def run(model_folder: Path, records: Sequence[Record], turns: int = TURNS) -> dict[str, float]:
+def _work(method: str, folder: Path, dtype: str, pairs: Sequence[tuple[Text, Text]], pipe: Any) -> None:
+    """One process a method, so that neither finds the memory that the other has made warm."""
+    if method == "ours":
+        model, tokenizer = load_model(folder, dtype)
+        prepack(model)
+        reader = make_reader(model, tokenizer, **SETTINGS)
+        read = partial(read_pairs, pairs, reader, batch_tokens=BATCH_TOKENS)
+    else:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        read = partial(plain_loop, pairs, model)
+    while pipe.recv():
+        begun = time.perf_counter()
+        losses = read()
+        pipe.send((time.perf_counter() - begun, losses))
+
+
+def run(folder: Path, records: Sequence[Record], dtype: str = "float32", turns: int = TURNS) -> dict[str, float]:
     """Records per second of both, their ratio, ours as a share of the GEMM rate, and the largest difference."""
-    model, tokenizer = score.load_model(model_folder, "float32")
-    reader = score.make_reader(model, tokenizer, **SETTINGS)
+    model, tokenizer = load_model(folder, dtype)
     pairs = score.encode_pairs(records, tokenizer, max_length=MAX_LENGTH, **SETTINGS)
     tokens = sum(len(text.ids) for pair in pairs for text in pair)
     scored = sum(text.scored for pair in pairs for text in pair)
     operations = forward_operations(model, tokens, scored)
-    ours, plain, gemm = [], [], [measure_gemm("cpu", "float32")]
-    score.read_pairs(pairs[:8], reader, batch_tokens=BATCH_TOKENS)  # the first pages of memory are nobody's
-    for _ in range(turns):
-        begun = time.perf_counter()
-        mine = score.read_pairs(pairs, reader, batch_tokens=BATCH_TOKENS)
-        ours.append(time.perf_counter() - begun)
-        gemm.append(measure_gemm("cpu", "float32"))
-        begun = time.perf_counter()
-        theirs = plain_loop(pairs, model)
-        plain.append(time.perf_counter() - begun)
-        gemm.append(measure_gemm("cpu", "float32"))
-    seconds, rate = statistics.median(ours), statistics.median(gemm)
+    del model
+    context = multiprocessing.get_context("spawn")
+    pipes, workers = {}, []
+    for method in ("ours", "plain"):
+        pipes[method], end = context.Pipe()
+        workers.append(context.Process(target=_work, args=(method, folder, dtype, pairs, end), daemon=True))
+        workers[-1].start()
+    seconds: dict[str, list[float]] = {method: [] for method in pipes}
+    losses, gemm = {}, []
+    for turn in range(turns + 1):
+        for method, pipe in pipes.items():
+            gemm.append(measure_gemm("cpu", dtype))
+            pipe.send(True)
+            taken, losses[method] = pipe.recv()
+            if turn:  # the first one warms up
+                seconds[method].append(taken)
+    for pipe in pipes.values():
+        pipe.send(False)
+    ours, rate = statistics.median(seconds["ours"]), statistics.median(gemm)
     return {
-        "records_per_second": len(records) / seconds,
-        "plain_records_per_second": len(records) / statistics.median(plain),
-        "ratio": statistics.median(one / other for one, other in zip(plain, ours, strict=True)),
+        "records_per_second": len(records) / ours,
+        "plain_records_per_second": len(records) / statistics.median(seconds["plain"]),
+        "ratio": statistics.median(other / one for one, other in zip(seconds["ours"], seconds["plain"], strict=True)),
         "gemm_gflops": rate / 1e9,
-        "share_of_gemm": operations / seconds / rate,
-        "largest_difference": float(np.abs(complexity(mine) - complexity(theirs)).max()),
+        "share_of_gemm": operations / ours / rate,
+        "largest_difference": float(np.abs(complexity(losses["ours"]) - complexity(losses["plain"])).max()),
     }
 
 
@@ -106,10 +134,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--alpaca", type=Path, required=True)
     parser.add_argument("--records", type=int, default=96)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--turns", type=int, default=TURNS)
     options = parser.parse_args()
     quiet_environment()
-    for name, value in run(options.model, read_alpaca(options.alpaca, options.records), options.turns).items():
+    records = read_alpaca(options.alpaca, options.records)
+    for name, value in run(options.model, records, options.dtype, options.turns).items():
         print(f"{name:28} {value:.6g}")
 
 

@@ -20,7 +20,7 @@ def with_adapter(parent: Path, settings: LoraSettings, dtype: str) -> tuple[Any,
     """The model with an adapter to train (a new one over the base model, or the parent's), and the tokenizer."""
     import peft
 
-    from components.score import load_model
+    from components.model import load_model
 
     if not (parent / ADAPTER).is_dir():
         model, tokenizer = load_model(parent, dtype)
@@ -45,7 +45,7 @@ def merge(checkpoint: Path, folder: Path) -> None:
     """Move the adapter of Trainer's checkpoint to `folder`/adapter, and write the merged weights to `folder`."""
     import peft
 
-    from components.score import load_model
+    from components.model import load_model
 
     place = folder / ADAPTER
     place.mkdir(parents=True)

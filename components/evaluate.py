@@ -24,9 +24,10 @@ from components import tables
 from components.chat import encode_prompts
 from components.digests import folder_digest
 from components.errors import UserError
+from components.model import load_model
 from components.progress import progress
 from components.records import Record, read_records
-from components.score import load_model, score_records
+from components.score import score_records
 from components.settings import load_settings
 from components.stage import stage
 

@@ -192,7 +192,7 @@ def run_worker(options: argparse.Namespace, settings: FinetuneSettings, system: 
     """One of the training processes: train, and let the first of them say what it took."""
     import torch
 
-    from components.score import load_model
+    from components.model import load_model
 
     iteration, what = int(options.iteration), stage_name("finetune", options.iteration)
     if settings.lora is None:

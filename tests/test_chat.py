@@ -9,8 +9,8 @@ import pytest
 
 from components.chat import MARKER, Encoded, encode_conditional, encode_prompts, encode_unconditional
 from components.errors import UserError
+from components.model import load_tokenizer
 from components.records import Message, Record, make_record
-from components.score import load_tokenizer
 
 SYSTEM = "You are a helpful assistant."
 TRIMS = (

@@ -16,8 +16,9 @@ from components import evaluate
 from components.chat import encode_conditional, encode_prompts
 from components.digests import folder_digest
 from components.errors import UserError
+from components.model import load_model
 from components.records import Message, Record, make_record, write_records
-from components.score import load_model, score_records
+from components.score import score_records
 from components.settings import load_settings
 from tests.small_model import make_small_model
 

@@ -86,14 +86,14 @@ def digests(*folders: Path) -> dict[str, str]:
 UNINTERRUPTED = """
 import json
 from pathlib import Path
-from components import finetune, launch, score, tables
+from components import finetune, launch, model as loading, tables
 from components.records import read_records
 from components.settings import load_settings
 
 settings = load_settings()
 launch.be_alone()
 launch.prepare_deepspeed()
-model, tokenizer = score.load_model(Path("models/base"), "float32")
+model, tokenizer = loading.load_model(Path("models/base"), "float32")
 examples = []
 for iteration in (1, 2):
     records = read_records(Path(f"data/iterations/{iteration}/subset.parquet"))

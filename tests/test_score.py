@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components import score, tables
+from components import reading, score, tables
 from components.errors import UserError
+from components.model import load_model, prepack
+from components.reading import make_reader
 from components.records import Message, Record, make_record, write_records
-from components.score import check_length, check_share, load_model, make_reader, score_pool, score_records, store_of
+from components.score import check_length, check_share, score_pool, score_records, store_of
 from components.settings import ScoreSettings
 
 SYSTEM = "You are a helpful assistant."
@@ -162,12 +165,14 @@ def test_the_scores_are_the_formula_s_on_other_architectures(loaded: tuple[Any, 
     assert_equals_plain_loop(table, list(plain_loop(RECORDS, model, tokenizer)))
     reader = make_reader(model, tokenizer, system=SYSTEM, template="chat")
     assert reader.head_alone == (kind == "absolute positions")
+    assert not reader.packed or reader.head_alone
 
 
 def test_the_short_cuts_are_taken_where_they_are_right(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     reader = make_reader(model, tokenizer, system=SYSTEM, template="chat")
     assert reader.head_alone
+    assert reader.packed
     openings = [tokenizer.decode(opening.ids) for opening in reader.openings]
     assert openings == [
         f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n",
@@ -188,11 +193,25 @@ def test_a_record_scores_the_same_alone_in_company_and_in_any_order(loaded: tupl
 
 def test_batches_keep_the_budget_hold_every_text_once_and_little_padding() -> None:
     lengths = sorted((int(length) for length in np.random.default_rng(3).lognormal(4, 0.8, 256)), reverse=True)
-    batches = list(score._of_like_length(lengths, 1024))
+    batches = list(reading._of_like_length(lengths, 1024))
     assert [length for _, batch in batches for length in lengths[batch]] == lengths
     read = [longest * len(lengths[batch]) for longest, batch in batches]
     assert all(tokens <= 1024 or len(lengths[batch]) == 1 for tokens, (_, batch) in zip(read, batches, strict=True))
     assert sum(read) < 1.15 * sum(lengths)
+
+
+def test_packed_and_prepacked_reading_gives_the_losses_of_the_plain_way(small_model: Path) -> None:
+    import torch
+
+    model, tokenizer = load_model(small_model, "float32")
+    pairs = score.encode_pairs(RECORDS, tokenizer, system=SYSTEM, template="chat", max_length=70)
+    reader = make_reader(model, tokenizer, system=SYSTEM, template="chat")
+    plain = reading.read_pairs(pairs, replace(reader, packed=False, openings=()), batch_tokens=512)
+    assert model.config._attn_implementation == "sdpa"
+    np.testing.assert_allclose(reading.read_pairs(pairs, reader, batch_tokens=512), plain, atol=1e-5)
+    prepack(model)
+    assert not any(type(module) is torch.nn.Linear for module in model.modules())
+    np.testing.assert_allclose(reading.read_pairs(pairs, reader, batch_tokens=512), plain, atol=1e-5)
 
 
 def test_what_cannot_be_scored_stays_with_its_reason(loaded: tuple[Any, Any]) -> None:

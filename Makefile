@@ -1,6 +1,7 @@
 # make run    retrain with params.yaml
 # make test   the tests
 # make lint   ruff, mypy, hadolint
+# make bench  the figures of benchmarks/results.md, half an hour; ALPACA=FILE takes that corpus
 # Each of them makes the virtual environment from requirements.lock first, once.
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: setup run test lint format lock clean
+.PHONY: setup run test lint bench format lock clean
 
 setup: $(VENV)/complete
 
@@ -45,6 +46,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+
+bench: setup
+	$(BIN)/dvc repro --quiet base_model
+	$(BIN)/python -m benchmarks $(if $(ALPACA),--alpaca $(ALPACA))
 
 format: setup
 	$(BIN)/ruff check --fix .

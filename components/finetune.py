@@ -357,7 +357,7 @@ def main() -> None:
         if saved:
             print(f"{stage_name('finetune', options.iteration)}: going on after {saved.name}", flush=True)
         if settings.finetune.processes > 1:
-            launch_workers("components.finetune", settings.finetune, scratch)
+            launch_workers("components.finetune", settings.finetune.processes, settings.finetune.hostfile, scratch)
         else:
             be_alone()
             prepare_deepspeed()

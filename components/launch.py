@@ -13,7 +13,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from components.errors import UserError
-from components.settings import FinetuneSettings
 
 ERROR = "error.txt"  # in the scratch folder: the one line that a worker ended with
 
@@ -53,20 +52,24 @@ def be_alone() -> None:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 
 
-def launch_workers(module: str, settings: FinetuneSettings, scratch: Path) -> None:
-    """Start `module` again with this command line and --worker, as `settings.processes` processes, and wait.
+def launch_workers(module: str, processes: int, hostfile: str | None, scratch: Path) -> None:
+    """Start `module` again with this command line and --worker, as so many processes, and wait.
 
     Raises UserError when one fails: with what it said, or else with the way on.
     """
     (scratch / ERROR).unlink(missing_ok=True)
     command = [sys.executable, "-m"]
-    if settings.hostfile is None:
-        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(settings.processes), "-m"]
-        here = settings.processes
+    if hostfile is None:
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+        here = processes
     else:
-        slots = read_hostfile(Path(settings.hostfile))
-        check_slots(slots, settings)
-        command += ["deepspeed.launcher.runner", "--hostfile", settings.hostfile, "--module"]
+        slots = read_hostfile(Path(hostfile))
+        if sum(slots.values()) != processes:
+            raise UserError(
+                f"params.yaml: finetune.processes: {processes}, but {hostfile} has {sum(slots.values())} slots; make "
+                "them equal"
+            )
+        command += ["deepspeed.launcher.runner", "--hostfile", hostfile, "--module"]
         here = max(slots.values())
     command += [module, *sys.argv[1:], "--worker"]
     threads = str(max(1, (os.cpu_count() or 1) // here))
@@ -76,9 +79,8 @@ def launch_workers(module: str, settings: FinetuneSettings, scratch: Path) -> No
     if (scratch / ERROR).is_file():
         raise UserError((scratch / ERROR).read_text(encoding="utf-8"))
     raise UserError(
-        f"finetune: one of {settings.processes} processes ended early (code {done.returncode}; what it said is above); "
-        "the parent's checkpoint is as it was; run again to go on from the last step saved, and if memory ran out "
-        "lower finetune.micro_batch_size"
+        f"one of {processes} processes ended early (code {done.returncode}; what it said is above); nothing is lost: "
+        "run again to go on from what was saved, and if memory ran out make the batches smaller"
     )
 
 
@@ -95,12 +97,3 @@ def read_hostfile(file: Path) -> dict[str, int]:
             raise UserError(f"{file} line {number}: expected a host that is not named yet, and slots: node1 slots=8")
         slots[match[1]] = int(match[2])
     return slots
-
-
-def check_slots(slots: dict[str, int], settings: FinetuneSettings) -> None:
-    """The number of processes decides how a batch is shared; it is said once, and must agree."""
-    if sum(slots.values()) != settings.processes:
-        raise UserError(
-            f"params.yaml: finetune.processes: {settings.processes}, but {settings.hostfile} has "
-            f"{sum(slots.values())} slots; make them equal"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def load_model(folder: Path, dtype: str) -> tuple[Any, Any]:
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no model that can be loaded: {_first_line(error)}") from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # one GPU a process
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
 
 

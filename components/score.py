@@ -22,7 +22,11 @@ import argparse
 import hashlib
 import itertools
 import math
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,12 +40,13 @@ from components import tables
 from components.chat import Encoded, encode_conditional, encode_unconditional
 from components.digests import folder_digest
 from components.errors import UserError
+from components.launch import ERROR, launch_workers
 from components.model import load_model, load_tokenizer, prepack
 from components.progress import progress
 from components.reading import Reader, Text, make_reader, read_pairs
 from components.records import Record, iterate_records
-from components.settings import ScoreSettings, load_settings
-from components.stage import SCRATCH, stage, stage_name
+from components.settings import ScoreSettings, Settings, load_settings
+from components.stage import BAD_INPUT, SCRATCH, die_with_parent, stage, stage_name
 
 VARIANT = "ifd"
 STORE = SCRATCH / "scores"
@@ -199,17 +204,29 @@ def key_of(pair: tuple[Text, Text]) -> str:
 
 
 def score_pool(
-    pool: Iterable[Record], candidates: Sequence[str], folder: Path, settings: ScoreSettings, *, what: str = "score"
+    pool: Iterable[Record],
+    candidates: Sequence[str],
+    folder: Path,
+    settings: ScoreSettings,
+    *,
+    what: str = "score",
+    share: tuple[int, int] = (0, 1),
 ) -> pa.Table:
-    """tables.SCORES of the candidates, in their order. What the store knows is not computed again."""
+    """tables.SCORES of the candidates, in their order. What the store knows is not computed again.
+
+    `share`: number of this process and of all. Each takes every so-manieth window, and leaves it in the store.
+    """
     tokenizer = load_tokenizer(folder)
     store = store_of(folder, settings.dtype)
     wanted = set(candidates)
     shape = {"system": settings.system, "template": settings.template}
     scored = [pa.table({name: [] for name in tables.SCORES.names}, schema=tables.SCORES)]
     reader: Reader | None = None
-    with progress(total=len(candidates), unit="records", what=what) as advance:
-        for window in _windows(record for record in pool if record.id in wanted):
+    own, of = share
+    shown = progress(total=len(candidates) // of, unit="records", what=what) if own == 0 else nullcontext(_silent)
+    with shown as advance:
+        windows = _windows(record for record in pool if record.id in wanted)
+        for window in itertools.islice(windows, own, None, of):
             pairs = encode_pairs(window, tokenizer, max_length=settings.max_length, **shape)
             keys = [key_of(pair) for pair in pairs]
             losses = store.find(keys)
@@ -230,7 +247,12 @@ def score_pool(
                 losses[missing] = read_pairs(some, reader, batch_tokens=settings.batch_tokens, advance=advance)
                 store.add([keys[row] for row in missing], losses[missing])
             scored.append(_rows(window, pairs, losses))
-    return _in_order(pa.concat_tables(scored), candidates)
+    table = pa.concat_tables(scored)
+    return _in_order(table, candidates) if of == 1 else table
+
+
+def _silent(_: int) -> None:
+    """The first process shows the progress of all."""
 
 
 def _in_order(scores: pa.Table, candidates: Sequence[str]) -> pa.Table:
@@ -276,6 +298,24 @@ def check_share(metrics: dict[str, Any], settings: ScoreSettings) -> None:
         )
 
 
+def score_stage(
+    options: argparse.Namespace, settings: Settings, share: tuple[int, int] = (0, 1)
+) -> tuple[pa.Table, int]:
+    """The scores by the model that the strategy goes by, and the size of the pool."""
+    models = {"current": options.model, "base": options.base_model, "proxy": options.proxy_model}
+    candidates = tables.read(options.candidates, tables.CANDIDATES)["id"].to_pylist()
+    what = stage_name("score", options.iteration)
+    scores = score_pool(
+        iterate_records(options.pool),
+        candidates,
+        models[settings.select.scored_by],
+        settings.score,
+        what=what,
+        share=share,
+    )
+    return scores, pq.read_metadata(options.pool).num_rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m components.score", description="Score each candidate's complexity."
@@ -286,16 +326,31 @@ def main() -> None:
     parser.add_argument("--candidates", type=Path, required=True)
     parser.add_argument("--scores", type=Path, required=True)
     parser.add_argument("--metrics", type=Path, required=True)
+    parser.add_argument("--base-model", type=Path, required=True)
+    parser.add_argument("--proxy-model", type=Path, required=True)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    what = stage_name("score", options.iteration)
+    scratch = SCRATCH / "tmp" / what
+    if options.worker:
+        die_with_parent()
+        try:
+            score_stage(options, load_settings(), (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])))
+        except UserError as error:
+            (scratch / ERROR).write_text(str(error), encoding="utf-8")
+            sys.exit(BAD_INPUT)
+        return
     with stage("score", options.iteration):
-        settings = load_settings().score
-        candidates = tables.read(options.candidates, tables.CANDIDATES)["id"].to_pylist()
-        pool_size = pq.read_metadata(options.pool).num_rows
-        what = stage_name("score", options.iteration)
-        scores = score_pool(iterate_records(options.pool), candidates, options.model, settings, what=what)
+        every = load_settings()
+        settings = every.score
+        if settings.processes > 1:  # they fill the store; what is left to do here is to read it
+            scratch.mkdir(parents=True, exist_ok=True)
+            launch_workers("components.score", settings.processes, None, scratch)
+            shutil.rmtree(scratch)
+        scores, pool_size = score_stage(options, every)
         metrics = summarize(scores)
         # candidates of later iterations are meant to hold many misaligned records: the ranking puts them second
-        if len(candidates) == pool_size:
+        if scores.num_rows == pool_size:
             check_share(metrics, settings)
         tables.write(options.scores, scores, tables.SCORES)
         tables.write_json(options.metrics, metrics)

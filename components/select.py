@@ -32,37 +32,76 @@ from components import tables
 from components.errors import UserError
 from components.settings import SelectSettings, load_settings
 from components.stage import stage, stage_name
-from components.strategies import STRATEGIES, Selection
-from components.strategies.selection import is_eligible
+from components.strategies import STRATEGIES
+from components.strategies.common import NO_LIMIT, Budget, Candidates, Selection
 
 BIN_WIDTH, LAST_BIN = 0.05, 1.5  # of the histogram; the last bin takes everything from there on
 
 MISALIGNED = "complexity is 1 or more: the prompt does not help to predict the response"
+NOT_ELIGIBLE = "the strategy leaves it out: its perplexity is not in select.perplexity_range"
 NOT_A_CANDIDATE = "not among the records that this iteration scored"
 
 
 def select_records(
-    pool: pa.Table, scores: pa.Table, k: int, settings: SelectSettings
+    pool: pa.Table, scores: pa.Table, k: int | None, settings: SelectSettings
 ) -> tuple[pa.Table, npt.NDArray[np.int64]]:
     """tables.SELECTION of the whole pool in its order, and the places in `pool` of the picks in pick order.
 
-    Ties go to the record that comes first in `scores`. Raises UserError when nothing can be selected.
+    `k`: picks, at most; None where the budget is one of tokens. Ties go to the record that comes first in `scores`.
+    Raises UserError when nothing can be selected.
     """
     place_of = {key: place for place, key in enumerate(pool["id"].to_pylist())}
     places = np.array([place_of[key] for key in scores["id"].to_pylist()], np.int64)
-    complexity = scores["complexity"].to_numpy(zero_copy_only=False).astype(np.float64)  # null becomes nan
-    if not is_eligible(complexity).any():
+    # null becomes nan
+    numbers = {
+        name: scores[name].to_numpy(zero_copy_only=False).astype(np.float64)
+        for name in ("complexity", "nll_conditional")
+    }
+    candidates = Candidates(scores["id"].to_pylist(), responses_of(pool, places), **numbers)
+    sources = [pool["source"][place].as_py() for place in places.tolist()]
+    budget = make_budget(candidates, sources, scores["response_tokens"].to_numpy(), k, settings)
+    picks = STRATEGIES[settings.strategy](candidates, budget, settings)
+    if not len(picks):
+        complexity = candidates.complexity
         misaligned = int((complexity >= 1).sum())
         raise UserError(
             f"none of {len(complexity)} candidates can be selected: {misaligned} are misaligned (complexity 1 or "
-            f"more), {len(complexity) - misaligned} unscorable; does the chat template fit the model "
-            "(params.yaml: score.template, score.system)?"
+            f"more), {int(np.isnan(complexity).sum())} unscorable; does the chat template fit the model "
+            "(params.yaml: score.template, score.system), is the budget (select.ratio, select.tokens) one record?"
         )
-    picks = STRATEGIES[settings.strategy](responses_of(pool, places), complexity, k, settings)
     rows = _Rows(pool.num_rows)
-    rows.fill_candidates(places, complexity, scores["reason"].to_pylist())
-    rows.fill_picks(places, picks, k)
+    rows.fill_candidates(places, candidates.complexity, picks.eligible, scores["reason"].to_pylist())
+    rows.fill_picks(places, picks)
     return rows.table(pool["id"]), places[picks.indices]
+
+
+def make_budget(
+    candidates: Candidates,
+    sources: Sequence[str],
+    tokens: npt.NDArray[np.int64],
+    k: int | None,
+    settings: SelectSettings,
+) -> Budget:
+    """The limits of select.ratio or select.tokens, and of select.quotas; a source that has fewer aligned records than
+    its least share is owed those. Raises UserError for a quota of a source that no candidate is from.
+    """
+    names = sorted(set(sources))
+    unknown = sorted(set(settings.quotas) - set(names))
+    if unknown:
+        raise UserError(
+            f"params.yaml: select.quotas.{unknown[0]}: no candidate is from that source; there are {', '.join(names)}"
+        )
+    source = np.array([names.index(name) for name in sources], np.int64)
+    owed, room = np.zeros(len(names), np.int64), np.full(len(names), NO_LIMIT)
+    for name, quota in settings.quotas.items():
+        assert k is not None, "settings allow quotas with a number of records only"
+        number = names.index(name)
+        least, most = (Fraction(str(share)) * k for share in (quota.min_share, quota.max_share))
+        room[number] = math.floor(most)
+        present = int((candidates.aligned & (source == number)).sum())
+        owed[number] = min(math.ceil(least), present, int(room[number]))
+    left = np.array([NO_LIMIT if k is None else k, settings.tokens or NO_LIMIT])
+    return Budget(left, tokens.astype(np.int64), source, owed, room)
 
 
 def responses_of(pool: pa.Table, places: npt.NDArray[np.int64]) -> list[str]:
@@ -85,28 +124,37 @@ class _Rows:
         self.reason = [NOT_A_CANDIDATE] * count
 
     def fill_candidates(
-        self, places: npt.NDArray[np.int64], complexity: npt.NDArray[np.float64], reasons: Sequence[str | None]
+        self,
+        places: npt.NDArray[np.int64],
+        complexity: npt.NDArray[np.float64],
+        eligible: npt.NDArray[np.bool_],
+        reasons: Sequence[str | None],
     ) -> None:
-        for place, value, reason in zip(places.tolist(), complexity.tolist(), reasons, strict=True):
+        for place, value, chosen_from, reason in zip(
+            places.tolist(), complexity.tolist(), eligible.tolist(), reasons, strict=True
+        ):
             if math.isnan(value):
                 self.status[place], self.reason[place] = "unscorable", reason or "no complexity"
                 continue
             self.complexity[place] = value
-            if value >= 1:
+            if chosen_from:
+                self.status[place] = "eligible"
+            elif value >= 1:
                 self.status[place], self.reason[place] = "misaligned", MISALIGNED
             else:
-                self.status[place] = "eligible"
+                self.status[place], self.reason[place] = "not_eligible", NOT_ELIGIBLE
 
-    def fill_picks(self, places: npt.NDArray[np.int64], picks: Selection, k: int) -> None:
+    def fill_picks(self, places: npt.NDArray[np.int64], picks: Selection) -> None:
         for rank, index in enumerate(picks.indices.tolist(), 1):
             place = int(places[index])
             self.rank[place] = rank
-            self.diversity[place] = float(picks.diversity[rank - 1])
+            diversity = float(picks.diversity[rank - 1])
+            self.diversity[place] = None if math.isnan(diversity) else diversity
             self.score[place] = float(picks.score[rank - 1])
             self.status[place], self.reason[place] = "selected", f"selected at rank {rank} of {len(picks)}"
         for place in places.tolist():
             if self.status[place] == "eligible":
-                self.reason[place] = f"complexity below 1, but not among the {k} picks"
+                self.reason[place] = f"could be selected, but is not among the {len(picks)} picks"
 
     def table(self, ids: pa.ChunkedArray) -> pa.Table:
         return pa.table(
@@ -130,7 +178,7 @@ def next_candidates(selection: pa.Table, parent_candidates: Sequence[str], k: in
     rows = list(zip(ids, *(selection[name].to_pylist() for name in ("status", "rank", "complexity")), strict=True))
     selected = sorted((row for row in rows if row[1] == "selected"), key=lambda row: row[2])
     misaligned = [row for row in rows if row[1] == "misaligned"]
-    eligible = sorted((row for row in rows if row[1] == "eligible"), key=lambda row: -row[3])
+    eligible = sorted((row for row in rows if row[1] in ("eligible", "not_eligible")), key=lambda row: -row[3])
     count = math.floor(Fraction(str(update_ratio)) * k)  # the decimal number as written: 1.15 x 100 is 115
     return [row[0] for row in (*selected, *misaligned, *eligible)][:count]
 
@@ -138,7 +186,7 @@ def next_candidates(selection: pa.Table, parent_candidates: Sequence[str], k: in
 def summarize(selection: pa.Table, subset: pa.Table, scores: pa.Table, k: int) -> dict[str, Any]:
     """What metrics/select/N.json holds; means are over the picks."""
     picked = selection.filter(pc.equal(selection["status"], "selected"))
-    means = {name: round(float(picked[name].to_numpy().mean()), 6) for name in ("complexity", "diversity", "score")}
+    means = {name: _mean(picked[name].drop_null().to_numpy()) for name in ("complexity", "diversity", "score")}
     return {
         "pool": selection.num_rows,
         "candidates": scores.num_rows,
@@ -147,6 +195,10 @@ def summarize(selection: pa.Table, subset: pa.Table, scores: pa.Table, k: int) -
         **{f"mean_{name}": mean for name, mean in means.items()},
         "sources": dict(sorted(Counter(subset["source"].to_pylist()).items())),
     }
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float | None:
+    return round(float(values.mean()), 6) if len(values) else None
 
 
 def write_histogram(path: Path, iteration: str, selection: pa.Table) -> None:
@@ -178,10 +230,11 @@ def main() -> None:
         pool = tables.read(options.pool, tables.RECORDS)
         scores = tables.read(options.scores, tables.SCORES)
         parent_candidates = tables.read(options.parent_candidates, tables.CANDIDATES)["id"].to_pylist()
-        k = settings.records_per_iteration(pool.num_rows)
-        if k < 1:
+        k = None if settings.tokens else settings.records_per_iteration(pool.num_rows)
+        if k == 0:
             raise UserError(f"params.yaml: select.ratio: {settings.ratio} of {pool.num_rows} records is not one record")
         selection, picked = select_records(pool, scores, k, settings)
+        asked, k = k, k or len(picked)
         subset = pool.take(pa.array(picked))
         candidates = next_candidates(selection, parent_candidates, k, settings.update_ratio)
         metrics = summarize(selection, subset, scores, k)
@@ -190,10 +243,11 @@ def main() -> None:
         tables.write(options.candidates, pa.table({"id": candidates}, schema=tables.CANDIDATES), tables.CANDIDATES)
         write_histogram(options.histogram, options.iteration, selection)
         tables.write_json(options.metrics, metrics)
-        fewer = f" (asked for {k}; no more are eligible)" if len(picked) < k else ""
+        fewer = f" (asked for {asked}; no more are eligible)" if asked and len(picked) < asked else ""
+        means = [f"mean {name} {metrics[f'mean_{name}']}" for name in ("complexity", "diversity")]
         print(
             f"{stage_name('select', options.iteration)}: {len(picked)} of {scores.num_rows} candidates{fewer}, "
-            f"mean complexity {metrics['mean_complexity']}, mean diversity {metrics['mean_diversity']}"
+            + ", ".join(mean for mean in means if not mean.endswith("None"))
         )
 
 

@@ -58,6 +58,9 @@ class HubModel(Block):
     """A commit, tag or branch; a commit keeps the run reproducible."""
 
 
+ModelSource = WheelModel | GgufModel | FolderModel | HubModel
+
+
 class Limits(Block):
     """What every kind of source has."""
 
@@ -160,19 +163,71 @@ class ScoreSettings(Block):
     """Tokens per batch, padding included. It changes speed, not scores."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and activations of the model; the loss itself is always float32."""
+    processes: PositiveInt = 1
+    """Processes that share the records out, one a GPU; the stage starts the launcher itself."""
     max_misaligned_share: Share = 0.5
     """The stage fails when a larger share is misaligned or unscorable: a sign of a wrong chat template."""
 
 
+class Quota(Block):
+    min_share: Share = 0.0
+    """Share of the picks that the source gets at least, as far as it has eligible records."""
+    max_share: Share = 1.0
+    """Share of the picks that the source gets at most."""
+
+
 class SelectSettings(Block):
-    strategy: Literal["iterit"] = "iterit"
-    """How the subset is chosen; a module in components/strategies."""
+    strategy: Literal[
+        "iterit",
+        "iterit-static",
+        "superfiltering",
+        "ifd",
+        "random",
+        "longest",
+        "perplexity",
+        "k-center",
+        "facility-location",
+        "deita-style",
+        "full",
+    ] = "iterit"
+    """How the subset is chosen: docs/strategies.md."""
     ratio: float | int = 0.05
     """Share of the pool (up to 1) or a whole number of records, the same in every iteration."""
     update_ratio: float = Field(default=3.0, ge=1)
     """Iterations after the first score update_ratio x k candidates again; 1 scores the whole pool every time."""
     diversity_decay: Share = 0.1
     """Weight left to an n-gram after a pick that has it."""
+    tokens: PositiveInt | None = None
+    """A budget of response tokens in place of `ratio`: a record that does not fit any more is passed over."""
+    quotas: dict[str, Quota] = Field(default_factory=dict)
+    """By source: the share of the picks that it gets at least and at most."""
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    """Of the strategy random."""
+    perplexity_range: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.25, 0.75]
+    """Of the strategy perplexity: quantiles of nll_conditional."""
+    max_similarity: Share = 0.9
+    """Of the strategy deita-style: cosine with an earlier pick above which a record is left out."""
+
+    @model_validator(mode="after")
+    def quotas_can_be_met(self) -> SelectSettings:
+        for source, quota in self.quotas.items():
+            if quota.min_share > quota.max_share:
+                raise ValueError(f"quotas.{source}: min_share {quota.min_share} is above max_share {quota.max_share}")
+        least = sum(Fraction(str(quota.min_share)) for quota in self.quotas.values())
+        if least > 1:
+            raise ValueError(f"quotas: the min_shares add up to {float(least)}, more than 1")
+        if self.quotas and self.tokens is not None:
+            raise ValueError("quotas are shares of a number of records: leave select.tokens out, or the quotas")
+        if self.perplexity_range[0] >= self.perplexity_range[1]:
+            raise ValueError("perplexity_range: the first quantile must be below the second")
+        return self
+
+    @property
+    def scored_by(self) -> Literal["current", "base", "proxy"]:
+        """Whose complexity the strategy goes by: the model as trained so far, or one that stays the same."""
+        if self.strategy == "superfiltering":
+            return "proxy"
+        return "base" if self.strategy == "iterit-static" else "current"
 
     @field_validator("ratio", mode="after")
     @classmethod
@@ -270,7 +325,9 @@ class Iteration(Block):
 class Settings(Block):
     experiment: str = Field(default="iterit", min_length=1)
     """Name of the MLflow experiment."""
-    base_model: WheelModel | GgufModel | FolderModel | HubModel = Field(discriminator="kind")
+    base_model: ModelSource = Field(discriminator="kind")
+    proxy_model: Annotated[ModelSource, Field(discriminator="kind")] | None = None
+    """A smaller model that scores for the strategy superfiltering; written like base_model."""
     ingest: IngestSettings
     dedupe: DedupeSettings
     score: ScoreSettings
@@ -279,6 +336,12 @@ class Settings(Block):
     evaluate: EvaluateSettings
     register_: RegisterSettings = Field(alias="register")
     iterations: dict[str, Iteration]
+
+    @model_validator(mode="after")
+    def proxy_is_there(self) -> Settings:
+        if self.select.scored_by == "proxy" and self.proxy_model is None:
+            raise ValueError(f"select.strategy {self.select.strategy} needs a proxy_model")
+        return self
 
     @field_validator("iterations", mode="before")
     @classmethod

@@ -62,7 +62,7 @@ SELECTION = pa.schema(
         ("complexity", pa.float64()),
         ("diversity", pa.float64()),  # at the time of the pick; null when not selected
         ("score", pa.float64()),
-        ("status", pa.string()),  # selected, eligible, misaligned, unscorable, not_a_candidate
+        ("status", pa.string()),  # selected, eligible, not_eligible, misaligned, unscorable, not_a_candidate
         ("reason", pa.string()),
     ]
 )

@@ -48,6 +48,10 @@ def _type(annotation: Any) -> str:
         return _type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_type(part) for part in get_args(annotation))
+    if get_origin(annotation) is list:
+        return f"list of {_type(get_args(annotation)[0])}s"
+    if issubclass(annotation, BaseModel):
+        return f"block ({get_args(annotation.model_fields['kind'].annotation)[0]})"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
     return names[annotation]
 

@@ -47,8 +47,9 @@ def check_workspace(settings: Settings) -> None:
         for name, source in settings.ingest.files.items()
         if not Path(source.path).exists()
     ]
-    if settings.base_model.kind in ("folder", "gguf") and not Path(settings.base_model.path).exists():
-        missing.append(f"{PARAMS}: base_model.path: {settings.base_model.path}: no such file or folder")
+    for key, model in (("base_model", settings.base_model), ("proxy_model", settings.proxy_model)):
+        if model is not None and model.kind in ("folder", "gguf") and not Path(model.path).exists():
+            missing.append(f"{PARAMS}: {key}.path: {model.path}: no such file or folder")
     config = Path("conf/deepspeed") / f"{settings.finetune.deepspeed}.json"
     if not config.is_file():
         known = ", ".join(sorted(path.stem for path in config.parent.glob("*.json")))

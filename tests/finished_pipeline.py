@@ -41,6 +41,7 @@ def make_finished_pipeline(folder: Path, models: dict[str, Path]) -> Path:
     tables.write(folder / "data/duplicates.parquet", tables.DUPLICATES.empty_table(), tables.DUPLICATES)
     tables.write_json(folder / "metrics/ingest.json", {"records": 6, "rejected": {"too_long": 0}})
     tables.write_json(folder / "metrics/dedupe.json", {"pool": 4, "holdout": 2})
+    tables.write_json(folder / "models/proxy/none.json", {})
     candidates = to_table(pool).select(["id"])
     tables.write(folder / "data/iterations/base/candidates.parquet", candidates, tables.CANDIDATES)
     put_model(folder, "base", models["base"], loss=3.0)

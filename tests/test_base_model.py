@@ -39,7 +39,7 @@ def settings_for(**source: Any) -> Settings:
 def fetch(folder: Path, **source: Any) -> Path:
     scratch = folder.with_name(f"{folder.name}.scratch")
     scratch.mkdir()
-    base_model.fetch_base_model(settings_for(**source), folder, scratch)
+    base_model.fetch_model(settings_for(**source).base_model, folder, scratch)
     return folder
 
 
@@ -220,7 +220,8 @@ def test_the_command_reports_a_mistake_with_code_2_and_leaves_nothing(tmp_path: 
     params = (PROJECT / "params.yaml").read_text(encoding="utf-8")
     begin, end = params.index("base_model:"), params.index("ingest:")
     Path("params.yaml").write_text(f"{params[:begin]}base_model: {{kind: folder, path: nowhere}}\n{params[end:]}")
-    command = [sys.executable, "-m", "components.base_model", "--model", "models/base", "--state", "state/base"]
+    command = [sys.executable, "-m", "components.base_model", "--model", "models/base"]
+    command += ["--proxy-model", "models/proxy", "--state", "state/base"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["error: params.yaml: base_model.path: nowhere: no such folder"]

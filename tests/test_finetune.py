@@ -38,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     """A project with the base model, and subsets of two iterations."""
     project = make_project(tmp_path_factory.mktemp("finetune"), small_model)
     edit_params(project, {"finetune": {"warmup_ratio": 0.25, "clip_norm": 0.5, "learning_rate": 0.01}})
-    call(project, "python", "-m", "components.base_model", "--model", "models/base", "--state", "state/base")
+    places = ("--model", "models/base", "--proxy-model", "models/proxy", "--state", "state/base")
+    call(project, "python", "-m", "components.base_model", *places)
     for iteration in (1, 2):
         write_records(project / f"data/iterations/{iteration}/subset.parquet", subset(iteration))
     for iteration, parent in ((1, "base"), (2, "1")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from components.reading import make_reader
 from components.records import Message, Record, make_record, write_records
 from components.score import check_length, check_share, score_pool, score_records, store_of
 from components.settings import ScoreSettings
+from tests.project import edit_params
+from tests.small_model import make_small_model
 
 SYSTEM = "You are a helpful assistant."
 TOLERANCE = 5e-5  # float32 kernels differ by shape
@@ -378,18 +379,69 @@ def test_a_folder_without_safetensors_is_a_user_s_error(small_model: Path, tmp_p
         load_model(tmp_path / "model", "float32")
 
 
-def test_the_stage_writes_scores_and_metrics_and_the_same_bytes_again(folder: Path, small_model: Path) -> None:
+@pytest.fixture
+def stage_folder(folder: Path) -> Path:
+    """A folder with what the stage reads: twenty records, all of them candidates."""
     write_records(Path("pool.parquet"), MANY)
     tables.write(Path("candidates.parquet"), pa.table({"id": IDS}), tables.CANDIDATES)
     params = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
-    params = re.sub(r"max_misaligned_share: \S+", "max_misaligned_share: 1.0", params)
     Path("params.yaml").write_text(params, encoding="utf-8")
+    edit_params(folder, {"score": {"max_misaligned_share": 1.0}})
+    return folder
+
+
+def run_stage(folder: Path, model: Path, base: Path, proxy: Path) -> subprocess.CompletedProcess[str]:
     command = [
         *(sys.executable, "-m", "components.score", "--iteration", "1", "--pool", "pool.parquet"),
-        *("--model", str(small_model), "--candidates", "candidates.parquet"),
-        *("--scores", "scores.parquet", "--metrics", "metrics.json"),
+        *("--model", str(model), "--base-model", str(base), "--proxy-model", str(proxy)),
+        *("--candidates", "candidates.parquet", "--scores", "scores.parquet", "--metrics", "metrics.json"),
     ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_two_processes_give_the_table_of_one(stage_folder: Path, small_model: Path) -> None:
+    records = [*MANY, *(ask(f"{number}?", f"{number} of many") for number in range(300))]  # of three windows
+    write_records(Path("pool.parquet"), records)
+    tables.write(Path("candidates.parquet"), pa.table({"id": [one.id for one in records]}), tables.CANDIDATES)
+    found = []
+    for processes in (1, 2):
+        edit_params(stage_folder, {"score": {"processes": processes}})
+        done = run_stage(stage_folder, small_model, small_model, small_model)
+        assert done.returncode == 0, done.stderr
+        assert len(shards()) == 3
+        found.append(tables.read(Path("scores.parquet"), tables.SCORES))
+        for shard in shards():
+            shard.unlink()
+    assert found[0]["id"].equals(found[1]["id"])
+    np.testing.assert_allclose(complexity_of(found[0]), complexity_of(found[1]), atol=TOLERANCE)
+
+
+def test_a_worker_s_mistake_is_one_line(stage_folder: Path, small_model: Path) -> None:
+    edit_params(stage_folder, {"score": {"processes": 2, "max_length": 4096}})
+    done = run_stage(stage_folder, small_model, small_model, small_model)
+    assert done.returncode == 2
+    message = "error: params.yaml: score.max_length: 4096 is more than the 2048 positions of the model"
+    assert done.stderr.splitlines()[-1] == message
+    assert not Path("scores.parquet").exists()
+
+
+def test_the_strategy_says_which_model_scores(stage_folder: Path, small_model: Path, tmp_path: Path) -> None:
+    models = [make_small_model(tmp_path / str(seed), seed=seed) for seed in (1, 2, 3)]
+    means: dict[str, list[float]] = {}
+    for strategy in ("iterit", "iterit-static", "superfiltering"):
+        edit_params(stage_folder, {"select": {"strategy": strategy}})
+        if strategy == "superfiltering":
+            edit_params(stage_folder, {"proxy_model": {"kind": "folder", "path": "proxy"}}, replace=True)
+        done = run_stage(stage_folder, *models)
+        assert done.returncode == 0, done.stderr
+        means[strategy] = complexity_of(tables.read(Path("scores.parquet"), tables.SCORES))
+    for (strategy, ours), model in zip(means.items(), models, strict=True):
+        theirs = complexity_of(score_pool(MANY, IDS, model, ScoreSettings(max_misaligned_share=1.0)))
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, err_msg=strategy)
+
+
+def test_the_stage_writes_scores_and_metrics_and_the_same_bytes_again(stage_folder: Path, small_model: Path) -> None:
+    done = run_stage(stage_folder, small_model, small_model, small_model)
     assert (done.returncode, done.stderr) == (0, "")  # quiet
     assert done.stdout.startswith("score@1: 20 records, mean complexity ")
     scores = tables.read(Path("scores.parquet"), tables.SCORES)
@@ -399,9 +451,8 @@ def test_the_stage_writes_scores_and_metrics_and_the_same_bytes_again(folder: Pa
     assert metrics["variant"] == "ifd"
     # a limit that is passed leaves no output behind
     Path("scores.parquet").unlink()
-    limited = re.sub(r"max_misaligned_share: \S+", "max_misaligned_share: 0.0", params)
-    Path("params.yaml").write_text(limited, encoding="utf-8")
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    edit_params(stage_folder, {"score": {"max_misaligned_share": 0.0}})
+    done = run_stage(stage_folder, small_model, small_model, small_model)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

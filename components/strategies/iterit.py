@@ -18,17 +18,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from components.settings import SelectSettings
-from components.strategies.selection import Selection, is_eligible
+from components.strategies.common import Budget, Candidates, Flags, Floats, Integers, Selection, allows, take
+from components.strategies.tfidf import tfidf
 
 NGRAMS = (1, 3)
 
 
-def select(
-    responses: Sequence[str], complexity: npt.NDArray[np.float64], k: int, settings: SelectSettings
-) -> Selection:
-    return greedy_select(responses, complexity, k, decay=settings.diversity_decay)
+def select(candidates: Candidates, budget: Budget, settings: SelectSettings) -> Selection:
+    return pick(
+        candidates.responses, candidates.complexity, candidates.aligned, budget, settings.diversity_decay, NGRAMS
+    )
 
 
 def greedy_select(
@@ -44,58 +46,72 @@ def greedy_select(
     TF-IDF (scikit-learn's: lower case, words of two or more letters, smooth idf, l2 norm) is fitted on the eligible
     responses. Gains are float64. A complexity below 0 is an error of the caller.
     """
-    complexities = np.asarray(complexity, dtype=np.float64)
-    assert len(responses) == len(complexities), "one complexity a response"
+    values = np.asarray(complexity, dtype=np.float64)
+    assert len(responses) == len(values), "one complexity a response"
+    eligible = np.isfinite(values) & (values < 1)
+    return pick(responses, values, eligible, Budget.of(k, np.zeros(len(values))), decay, ngrams)
+
+
+def pick(
+    responses: Sequence[str],
+    complexity: Floats,
+    eligible: Flags,
+    budget: Budget,
+    decay: float,
+    ngrams: tuple[int, int],
+) -> Selection:
     assert 0 <= decay <= 1, "weights must not grow"
-    eligible = np.flatnonzero(is_eligible(complexities))
-    kept = complexities[eligible]
+    rows = np.flatnonzero(eligible)
+    kept = complexity[rows]
     assert not (kept < 0).any(), "complexity is an exponential"
-    if k <= 0 or not len(eligible):
-        return Selection(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0))
-    weights = _tfidf([responses[index] for index in eligible.tolist()], ngrams)
-    picks, diversity = _lazy_greedy(weights, kept, k, decay)
-    return Selection(eligible[picks], kept[picks], diversity, kept[picks] * diversity)
+    if not len(rows):
+        return Selection(rows, np.empty(0), np.empty(0), eligible)
+    weights = tfidf([responses[row] for row in rows.tolist()], ngrams)
+    limits = (budget.left, budget.tokens[rows], budget.source[rows], budget.owed, budget.room)
+    picks, diversity = _lazy_greedy(*_first_bounds(weights, kept), kept, decay, *limits)
+    return Selection(rows[picks], diversity, kept[picks] * diversity, eligible)
 
 
-def _tfidf(responses: Sequence[str], ngrams: tuple[int, int]) -> Any:
-    """TF-IDF weights as a CSR matrix, shape (responses, n-grams); no columns where no response has a word."""
-    from scipy import sparse
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(ngram_range=ngrams)
-    words = vectorizer.build_analyzer()
-    if not any(words(response) for response in responses):  # an empty vocabulary is an error to scikit-learn
-        return sparse.csr_matrix((len(responses), 0), dtype=np.float64)
-    matrix = vectorizer.fit_transform(responses)
-    matrix.sort_indices()
-    return matrix
+def _first_bounds(weights: Any, complexity: Floats) -> tuple[Floats, npt.NDArray[Any], npt.NDArray[Any], Floats]:
+    """The matrix in parts, and the gain of every row before the first pick."""
+    # a product with ones adds each row up from left to right, as the loop below does
+    return weights.data, weights.indices, weights.indptr, complexity * (weights @ np.ones(weights.shape[1]))
 
 
+@njit(cache=True)
 def _lazy_greedy(
-    tfidf: Any, complexity: npt.NDArray[np.float64], k: int, decay: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Rows in pick order, and the diversity of each when it was picked."""
-    values, columns, ends = tfidf.data, tfidf.indices, tfidf.indptr
-    weight = np.ones(tfidf.shape[1])
-    # a product with ones adds each row up from left to right, as the cumulative sum below does
-    bounds = complexity * (tfidf @ weight)
-    heap = [(-bound, row, 0) for row, bound in enumerate(bounds.tolist())]
+    values: Floats,
+    columns: npt.NDArray[Any],
+    ends: npt.NDArray[Any],
+    bounds: Floats,
+    complexity: Floats,
+    decay: float,
+    left: Integers,
+    tokens: Integers,
+    source: Integers,
+    owed: Integers,
+    room: Integers,
+) -> tuple[Integers, Floats]:
+    """Rows in pick order, and the diversity of each when it was picked; the last five are the Budget's."""
+    weight = np.ones(columns.max() + 1 if len(columns) else 0)
+    heap = [(-bounds[row], row, 0) for row in range(len(bounds))]
     heapq.heapify(heap)
-    picks: list[int] = []
-    diversity: list[float] = []
-    while heap and len(picks) < k:
+    picks, diversity = [0 for _ in range(0)], [0.0 for _ in range(0)]
+    while len(heap) and left[0] > 0:
         _, row, computed_at = heap[0]
-        first, last = ends[row], ends[row + 1]
-        own = columns[first:last]
-        # any other order of summation could turn a tie into a difference of one rounding
-        sums = np.cumsum(values[first:last] * weight[own])
-        current = float(sums[-1]) if last > first else 0.0
+        if not allows(row, left, tokens, source, owed, room):
+            heapq.heappop(heap)
+            continue
+        current = 0.0
+        for place in range(ends[row], ends[row + 1]):
+            current += values[place] * weight[columns[place]]
         if computed_at < len(picks):
-            gain = float(complexity[row] * current)
-            heapq.heapreplace(heap, (-gain, row, len(picks)))
+            heapq.heapreplace(heap, (-(complexity[row] * current), row, len(picks)))
             continue
         heapq.heappop(heap)
+        take(row, left, tokens, source, owed, room)
         picks.append(row)
         diversity.append(current)
-        weight[own] *= decay
-    return np.array(picks, np.int64), np.array(diversity)
+        for place in range(ends[row], ends[row + 1]):
+            weight[columns[place]] *= decay
+    return np.array(picks, np.int64), np.array(diversity, np.float64)

@@ -1,0 +1,48 @@
+"""All benchmarks in one run; prints the figures as they come and writes benchmarks/results.md.
+
+python -m benchmarks [--alpaca FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from benchmarks import finetune, score, select
+from benchmarks.corpus import docstring_records, read_alpaca, spread
+from benchmarks.report import Row, write_results
+from components.stage import quiet_environment
+
+PAGE = Path(__file__).with_name("results.md")
+SCORED, TRAINED = 64, 16  # records
+SIZES = ((52_000, 2_600), (1_000_000, 50_000))  # responses and picks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--alpaca", type=Path, help="an Alpaca file; the standard library's docstrings otherwise")
+    parser.add_argument("--model", type=Path, default=Path("models/base"))
+    options = parser.parse_args()
+    if not (options.model / "config.json").is_file():
+        parser.error(f"{options.model}: no model there; `dvc repro base_model` makes models/base")
+    quiet_environment()
+    records = read_alpaca(options.alpaca) if options.alpaca else docstring_records()
+    source = (
+        f"{len(records):,} Alpaca records" if options.alpaca else f"{len(records):,} docstrings of Python's library"
+    )
+    responses = [record.response for record in records]
+    rows: list[Row] = []
+    works: list[Callable[[], list[Row]]] = [partial(select.run, responses, *size) for size in SIZES]
+    works += [partial(score.run, options.model, spread(records, SCORED), dtype) for dtype in ("float32", "bfloat16")]
+    works.append(partial(finetune.run, options.model, spread(docstring_records(), TRAINED)))
+    for work in works:
+        for row in work():
+            print(row, flush=True)
+            rows.append(row)
+    write_results(rows, f"{source}; fine-tuning: the default run's docstrings", PAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Records that stand for all others best: greedy facility location over the responses' TF-IDF weights.
+
+    value(S) = sum over the scorable i of the highest cosine of i with a record of S
+
+It is submodular, so the greedy picks reach 1 - 1/e of the best value (Nemhauser et al. 1978), and a gain computed
+earlier is an upper bound of the gain now (Minoux 1978).
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+
+from components.settings import SelectSettings
+from components.strategies.common import Budget, Candidates, Selection, similarity_to
+from components.strategies.iterit import NGRAMS
+from components.strategies.tfidf import tfidf
+
+
+def select(candidates: Candidates, budget: Budget, settings: SelectSettings) -> Selection:  # noqa: ARG001
+    """From all scorable records; the score is the gain in value, the diversity its share of what i could bring."""
+    scorable = candidates.scorable
+    rows = np.flatnonzero(scorable)
+    weights = tfidf([candidates.responses[row] for row in rows.tolist()], NGRAMS)
+    alone = weights @ np.asarray(weights.sum(axis=0)).ravel()  # cosines are not negative: each row's sum over all
+    heap = [(-gain, row, 0) for row, gain in enumerate(alone.tolist())]
+    heapq.heapify(heap)
+    nearest = np.zeros(len(rows))
+    picks: list[int] = []
+    gains, shares = [], []
+    while heap and budget.left[0] > 0:
+        bound, row, computed_at = heapq.heappop(heap)
+        if not budget.allows(rows[row]):
+            continue
+        if computed_at < len(picks):
+            gain = float(np.maximum(similarity_to(weights, row) - nearest, 0).sum())
+            heapq.heappush(heap, (-gain, row, len(picks)))
+            continue
+        budget.take(rows[row])
+        picks.append(int(rows[row]))
+        gains.append(-bound)
+        shares.append(-bound / alone[row] if alone[row] else 0.0)
+        nearest = np.maximum(nearest, similarity_to(weights, row))
+    return Selection(np.array(picks, np.int64), np.array(shares), np.array(gains), scorable)

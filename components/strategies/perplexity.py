@@ -1,0 +1,22 @@
+"""Responses of middling perplexity given their prompts: neither known already nor hopeless (arXiv 2309.04564)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from components.settings import SelectSettings
+from components.strategies.common import Budget, Candidates, Selection, falling, in_order
+
+
+def select(candidates: Candidates, budget: Budget, settings: SelectSettings) -> Selection:
+    """From the scorable records whose nll_conditional lies between the quantiles of select.perplexity_range, those
+    nearest to the middle of the range first; the score is minus the distance, in quantiles.
+    """
+    scorable = np.flatnonzero(candidates.scorable)
+    count = len(scorable)
+    ranks = np.argsort(np.argsort(candidates.nll_conditional[scorable], kind="stable"), kind="stable")
+    doubled = np.full(len(candidates), np.nan)  # twice the quantile, times the count: whole numbers tie exactly
+    doubled[scorable] = 2 * ranks + 1
+    low, high = (2 * count * share for share in settings.perplexity_range)
+    score = -np.abs(doubled - (low + high) / 2) / max(2 * count, 1)
+    return in_order(falling(score), score, (low <= doubled) & (doubled <= high), budget)

@@ -46,8 +46,16 @@ if TYPE_CHECKING:
     from components.trainer import Example
 
 CONFIGS = Path("conf/deepspeed")
-# of Trainer's checkpoint: the weights are in the model's folder; the others name paths, or are scripts of DeepSpeed's
-NOT_STATE = ("*.safetensors*", "config.json", "generation_config.json", "training_args.bin", "*.py")
+# of Trainer's checkpoint: the weights are in the model's folder; the others name paths, are scripts of DeepSpeed's, or
+# mark the checkpoint as whole
+NOT_STATE = (
+    "*.safetensors*",
+    "config.json",
+    "generation_config.json",
+    "training_args.bin",
+    "*.py",
+    training_state.COMPLETE,
+)
 MODEL_FILES = ("*.safetensors*", "config.json", "generation_config.json")
 
 
@@ -244,7 +252,7 @@ def arrange(options: argparse.Namespace, settings: FinetuneSettings, scratch: Pa
     )
     # these tell how often the stage was interrupted; a training does not go on from them
     written = tables.read_json(checkpoint / "trainer_state.json")
-    written |= {"log_history": [], "epoch": None, "save_steps": 0, "total_flos": 0}
+    written |= {"log_history": [], "epoch": None, "save_steps": 0, "total_flos": 0, "num_train_epochs": 0}
     tables.write_json(checkpoint / "trainer_state.json", written)
     training_state.keep_trainer_state(checkpoint, state, after, keep_all=settings.keep_states == "all")
     for folder in (model, state):

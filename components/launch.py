@@ -59,18 +59,17 @@ def launch_workers(module: str, processes: int, hostfile: str | None, scratch: P
     """
     (scratch / ERROR).unlink(missing_ok=True)
     command = [sys.executable, "-m"]
-    if hostfile is None:
+    slots = {"localhost": processes} if hostfile is None else read_hostfile(Path(hostfile))
+    if sum(slots.values()) != processes:
+        raise UserError(
+            f"params.yaml: finetune.processes: {processes}, but {hostfile} has {sum(slots.values())} slots; make "
+            "them equal"
+        )
+    if len(slots) == 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-        here = processes
     else:
-        slots = read_hostfile(Path(hostfile))
-        if sum(slots.values()) != processes:
-            raise UserError(
-                f"params.yaml: finetune.processes: {processes}, but {hostfile} has {sum(slots.values())} slots; make "
-                "them equal"
-            )
-        command += ["deepspeed.launcher.runner", "--hostfile", hostfile, "--module"]
-        here = max(slots.values())
+        command += ["deepspeed.launcher.runner", "--hostfile", str(hostfile), "--module"]
+    here = max(slots.values())
     command += [module, *sys.argv[1:], "--worker"]
     threads = str(max(1, (os.cpu_count() or 1) // here))
     done = subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ}, check=False)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.optimization import get_cosine_schedule_with_warmup
 
@@ -112,6 +113,15 @@ class IterationTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         self.lr_scheduler = self._schedule.multiplier(optimizer or self.optimizer)
         return self.lr_scheduler
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The library's, with a random stream of its own.
+
+        Each start of an iterator draws a number, and a training that was interrupted has started more of them.
+        """
+        loader: DataLoader[Any] = super().get_train_dataloader()
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator()
+        return loader
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

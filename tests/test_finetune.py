@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from components.chat import Encoded, encode_conditional
 from components.records import Message, Record, make_record, write_records
 from components.trainer import IGNORED, Schedule, collate, effective_batches
-from tests.project import call, edit_params, make_project
+from tests.project import call, edit_params, make_project, start, wait_for
 
 SYSTEM = "You are a helpful assistant."
 
@@ -48,19 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
 
 
 def finetune(project: Path, iteration: int, parent: str, *, expect: int = 0) -> str:
-    place = f"data/iterations/{iteration}"
-    options = {
-        "iteration": iteration,
-        "subset": f"{place}/subset.parquet",
-        "parent-model": f"models/{parent}",
-        "parent-state": f"state/{parent}",
-        "model": f"models/{iteration}",
-        "state": f"state/{iteration}",
-        "steps": f"{place}/steps.csv",
-        "metrics": f"metrics/finetune/{iteration}.json",
-    }
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return call(project, "python", "-m", "components.finetune", *words, expect=expect)
+    return call(project, *command(iteration, parent), expect=expect)
 
 
 def read_steps(project: Path, iteration: int) -> list[dict[str, str]]:
@@ -137,8 +127,8 @@ def test_the_training_is_that_of_a_plain_loop(folder: Path) -> None:
         texts = encode_conditional(records, tokenizer, system=SYSTEM, max_length=128)
         arguments = {"batch_size": 4, "loss": "record", "seed": 42, "iteration": iteration}
         examples = effective_batches([record.id for record in records], texts, **arguments)
-        for start in range(0, len(examples), 4):
-            batch = [example for example in examples[start : start + 4] if example.weight]
+        for first in range(0, len(examples), 4):
+            batch = [example for example in examples[first : first + 4] if example.weight]
             loss = torch.stack([record_loss(model, example.ids, example.start) for example in batch]).mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -207,6 +197,206 @@ def test_a_state_of_other_processes_or_a_broken_one_is_refused_with_a_way_on(fol
     assert (other / "models/1/model.safetensors").is_file()
 
 
+# --- interrupted ------------------------------------------------------------------------------------------------------
+
+
+def command(iteration: int, parent: str) -> list[str]:
+    place = f"data/iterations/{iteration}"
+    options = {
+        "iteration": iteration,
+        "subset": f"{place}/subset.parquet",
+        "parent-model": f"models/{parent}",
+        "parent-state": f"state/{parent}",
+        "model": f"models/{iteration}",
+        "state": f"state/{iteration}",
+        "steps": f"{place}/steps.csv",
+        "metrics": f"metrics/finetune/{iteration}.json",
+    }
+    return ["python", "-m", "components.finetune", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def copy_of(folder: Path, place: Path, *without: str) -> Path:
+    """A copy of the project as it was before the iterations in `without`."""
+    shutil.copytree(folder, place)
+    for iteration in without:
+        for made in (f"models/{iteration}", f"state/{iteration}"):
+            shutil.rmtree(place / made)
+    return place
+
+
+def test_killed_five_times_at_random_steps_it_ends_with_the_bytes_of_an_undisturbed_run(
+    folder: Path, tmp_path: Path
+) -> None:
+    undisturbed = copy_of(folder, tmp_path / "undisturbed", "2")
+    write_records(undisturbed / "data/iterations/2/subset.parquet", subset(2, 10) + subset(3, 10) + subset(4, 10))
+    killed = tmp_path / "killed"
+    shutil.copytree(undisturbed, killed)
+    finetune(undisturbed, 2, "1")
+    edit_params(killed, {"finetune": {"save_steps": 1}})
+    lines = killed / ".iterit/tmp/finetune@2/steps.jsonl"
+    for step in sorted(random.sample(range(1, 7), 5)):  # of 8
+        process = start(killed, command(2, "1"))
+        wait_for(lambda step=step: lines.is_file() and len(lines.read_bytes().splitlines()) >= step, process)
+        process.kill()
+        process.wait()
+        assert not (killed / "models/2").exists()
+    assert "finetune@2: going on after checkpoint-" in finetune(killed, 2, "1")
+    assert read_state(killed, 2) == read_state(undisturbed, 2)
+    assert digests(killed / "models/2", killed / "state/2") == digests(
+        undisturbed / "models/2", undisturbed / "state/2"
+    )
+    assert read_steps(killed, 2) == read_steps(undisturbed, 2)
+
+
+def read_state(folder: Path, iteration: int) -> dict[str, str]:
+    """Digests of the trainer state in the store, whose name must be that in progress.json."""
+    progress = json.loads((folder / f"state/{iteration}/progress.json").read_text())
+    found = digests(folder / ".iterit/states" / progress["trainer_state"])
+    return {name.partition("/")[2]: digest for name, digest in found.items()}
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_full_disk_is_one_line_and_the_parent_s_checkpoint_stays(folder: Path, tmp_path: Path) -> None:
+    other = copy_of(folder, tmp_path / "full", "2")
+    before = digests(other / "models/1", other / "state/1")
+    output = call(other, "python", "-c", LIMITED, *command(2, "1"), expect=2)
+    assert "error: finetune: a checkpoint could not be written" in output.splitlines()[-1]
+    assert "make room and run again: the parent's checkpoint is as it was" in output.splitlines()[-1]
+    assert "Traceback" not in output
+    assert not (other / "models/2").exists()
+    assert digests(other / "models/1", other / "state/1") == before
+    finetune(other, 2, "1")
+    assert digests(other / "models/2") == digests(folder / "models/2")
+
+
+def test_a_process_that_dies_ends_the_stage_with_a_way_on_and_the_next_start_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "dead"
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".iterit", "1", "2", ".git"))
+    write_records(other / "data/iterations/1/subset.parquet", subset(1, 10) + subset(3, 10) + subset(4, 10))
+    edit_params(other, {"finetune": {"processes": 2, "save_steps": 1}})
+    process = start(other, command(1, "base"))
+    lines = other / ".iterit/tmp/finetune@1/steps.jsonl"
+    wait_for(lambda: lines.is_file() and len(lines.read_bytes().splitlines()) >= 2, process)
+    workers = [one for one in psutil.Process(process.pid).children(recursive=True) if "--worker" in one.cmdline()[3:]]
+    next(one for one in workers if one.environ().get("RANK") == "1").kill()
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2, output
+    assert "error: one of 2 processes ended early" in output.splitlines()[-1]
+    assert "run again to go on from what was saved" in output.splitlines()[-1]
+    assert not (other / "models/1").exists()
+    assert "finetune@1: going on after checkpoint-" in finetune(other, 1, "base")
+    assert len(read_steps(other, 1)) == 8
+
+
+def test_a_pruned_state_is_an_error_with_a_way_on_and_all_states_are_kept_when_asked_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = copy_of(folder, tmp_path / "pruned", "2")
+    shutil.rmtree(other / ".iterit/states")
+    output = finetune(other, 2, "1", expect=2)
+    assert output.splitlines()[-1].startswith("error: state/1: its trainer state is not on this machine")
+    assert "dvc repro -f finetune@1" in output
+    edit_params(other, {"finetune": {"keep_states": "all"}})
+    for iteration, parent in ((1, "base"), (2, "1")):
+        finetune(other, iteration, parent)
+        assert any((other / f"state/{iteration}").rglob("*optim_states.pt"))
+    assert not (other / ".iterit/states").exists()
+    assert digests(other / "models/2") == digests(folder / "models/2")
+
+
+# --- ways to train ----------------------------------------------------------------------------------------------------
+
+
+def test_gradient_checkpointing_gives_the_same_steps(folder: Path, tmp_path: Path) -> None:
+    other = copy_of(folder, tmp_path / "checkpointing", "1", "2")
+    edit_params(other, {"finetune": {"gradient_checkpointing": True}})
+    finetune(other, 1, "base")
+    assert read_steps(other, 1) == read_steps(folder, 1)
+
+
+def test_adapters_train_go_on_and_are_merged_into_a_plain_checkpoint(folder: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    other = copy_of(folder, tmp_path / "lora", "1", "2")
+    edit_params(other, {"finetune": {"lora": {"rank": 4, "alpha": 8}}})
+    finetune(other, 1, "base")
+    finetune(other, 2, "1")
+    losses = [float(row["loss"]) for iteration in (1, 2) for row in read_steps(other, iteration)]
+    assert losses[-1] < losses[0]
+    base, first, second = (weights(other / f"models/{key}") for key in ("base", "1", "2"))
+    assert base.keys() == first.keys() == second.keys()
+    for name, tensor in base.items():
+        assert torch.equal(tensor, second[name]) != name.endswith("_proj.weight"), name
+    assert not torch.equal(first["model.layers.0.mlp.up_proj.weight"], second["model.layers.0.mlp.up_proj.weight"])
+    merged = AutoModelForCausalLM.from_pretrained(other / "models/2")
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(other / "models/base"), str(other / "models/2/adapter")
+    )
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+    assert str(other) not in (other / "models/2/adapter/adapter_config.json").read_text()
+
+
+def test_a_hostfile_of_this_machine_trains_like_two_processes(folder: Path, tmp_path: Path) -> None:
+    other = copy_of(folder, tmp_path / "hosts", "1", "2")
+    (other / "hosts.txt").write_text("# this machine\nlocalhost slots=2\n")
+    edit_params(other, {"finetune": {"processes": 2, "hostfile": "hosts.txt"}})
+    finetune(other, 1, "base")
+    one, two = ([float(row["loss"]) for row in read_steps(place, 1)] for place in (folder, other))
+    assert two == pytest.approx(one, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "message"),
+    [
+        (None, "error: params.yaml: finetune.hostfile: hosts.txt: no such file"),
+        (
+            "a slots=2\nb slots\n",
+            "error: hosts.txt line 2: expected a host that is not named yet, and slots: node1 slots=8",
+        ),
+        ("a slots=3\n", "error: params.yaml: finetune.processes: 2, but hosts.txt has 3 slots; make them equal"),
+    ],
+)
+def test_a_wrong_hostfile_is_one_line(folder: Path, tmp_path: Path, hosts: str | None, message: str) -> None:
+    other = copy_of(folder, tmp_path / "hosts", "1", "2")
+    if hosts is not None:
+        (other / "hosts.txt").write_text(hosts)
+    edit_params(other, {"finetune": {"processes": 2, "hostfile": "hosts.txt"}})
+    assert finetune(other, 1, "base", expect=2).splitlines() == [message]
+
+
+def test_a_loss_that_is_not_finite_names_the_records(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    other = copy_of(folder, tmp_path / "broken", "1", "2")
+    broken = weights(other / "models/base")
+    broken["model.norm.weight"].fill_(float("inf"))
+    save_file(broken, other / "models/base/model.safetensors", metadata={"format": "pt"})
+    line = finetune(other, 1, "base", expect=2).splitlines()[-1]
+    assert line.startswith("error: finetune: the loss is nan on records ")
+    assert any(record.id in line for record in subset(1))
+
+
+def test_lm_eval_opens_a_checkpoint(folder: Path) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(pretrained=str(folder / "models/2"), device="cpu", batch_size=1)
+    request = Instance("loglikelihood", {}, ("Say", " one"), 0)
+    ((loglikelihood, _),) = model.loglikelihood([request], disable_tqdm=True)
+    assert loglikelihood < 0
+
+
 def texts(lengths: Sequence[tuple[int, int]]) -> list[Encoded]:
     return [Encoded(list(range(1, length + 1)), start) for length, start in lengths]
 
@@ -217,8 +407,8 @@ def test_the_weights_of_every_effective_batch_sum_to_a_mean(loss: str) -> None:
     examples = effective_batches([str(n) for n in range(5)], encoded, batch_size=2, loss=loss, seed=1, iteration=1)
     assert len(examples) == 6
     assert sorted(example.id for example in examples) == ["", "0", "1", "2", "3", "4"]
-    for start in range(0, 6, 2):
-        assert sum(e.weight * (len(e.ids) - e.start) for e in examples[start : start + 2]) == pytest.approx(1.0)
+    for first in range(0, 6, 2):
+        assert sum(e.weight * (len(e.ids) - e.start) for e in examples[first : first + 2]) == pytest.approx(1.0)
 
 
 def test_the_order_depends_on_seed_and_iteration_alone() -> None:

@@ -38,7 +38,7 @@ from components.launch import ERROR, be_alone, launch_workers, prepare_deepspeed
 from components.progress import progress
 from components.records import Record, read_records
 from components.settings import FinetuneSettings, Settings, load_settings
-from components.stage import BAD_INPUT, SCRATCH, die_with_parent, stage, stage_name
+from components.stage import BAD_INPUT, die_with_parent, stage, stage_name, throughput_file
 from components.throughput import forward_operations, measure_gemm
 from components.training_state import Progress, read_progress
 
@@ -128,7 +128,7 @@ def train_iteration(
         ignore_data_skip=True,  # they are what is left of this iteration's
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        full_determinism=True,
+        full_determinism=settings.deterministic,
         seed=settings.seed,
         logging_steps=1,
         save_strategy="steps",
@@ -279,12 +279,13 @@ def arrange(options: argparse.Namespace, settings: FinetuneSettings, scratch: Pa
     )
     seconds = math.fsum(step["seconds"] for step in steps)
     tables.write_json(
-        SCRATCH / "throughput" / f"{stage_name('finetune', options.iteration)}.json",
+        throughput_file(stage_name("finetune", options.iteration)),
         {
             "tokens_per_second": trained["tokens"] / seconds,
             "share_of_gemm": trained["operations"] / seconds / trained["gemm"],
             "peak_memory_bytes": trained["peak_memory_bytes"],
             **({"peak_gpu_memory_bytes": trained["peak_gpu_memory_bytes"]} if trained["peak_gpu_memory_bytes"] else {}),
+            "steps": {step["step"]: step["tokens_per_second"] for step in steps},
         },
     )
     for folder, place in ((state, options.state), (model, options.model)):
@@ -349,7 +350,7 @@ def main() -> None:
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     options = parser.parse_args()
     settings = load_settings()
-    scratch = SCRATCH / "tmp" / stage_name("finetune", options.iteration)
+    scratch = training_state.scratch_of(options.iteration)
     if options.worker:
         die_with_parent()
         prepare_deepspeed()

@@ -134,10 +134,13 @@ def _close(expected: Any, actual: Any, tolerance: float) -> bool:
     return bool(distance <= tolerance * expected.float().norm())  # false for nan too
 
 
-def _tensor(rows: Sequence[Sequence[int]], model: Any) -> Any:
+def _tensor(rows: Sequence[Sequence[int]] | Sequence[int], model: Any) -> Any:
     import torch
 
-    return torch.tensor(rows, dtype=torch.long).to(model.device, non_blocking=True)
+    # from pinned memory a copy to the GPU does not wait for what the GPU is doing
+    return torch.tensor(rows, dtype=torch.long, pin_memory=model.device.type == "cuda").to(
+        model.device, non_blocking=True
+    )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -157,14 +160,17 @@ def read_pairs(
     losses = np.full(len(texts), np.nan)
     unread = np.fromiter((2 if pair[0].scored else 0 for pair in pairs), int, len(pairs))
     advance(int((unread == 0).sum()))
+    read = []
     with torch.inference_mode(), packed_attention(reader.model) if reader.packed else nullcontext():
         for opening, batch in _batches(texts, reader, batch_tokens):
-            losses[batch] = _read([texts[position] for position in batch], reader, opening)
+            read.append((batch, _read([texts[position] for position in batch], reader, opening)))
             done = 0
             for position in batch:
                 unread[position // 2] -= 1
                 done += int(unread[position // 2] == 0)
             advance(done)
+    for batch, means in read:  # not before: the GPU is asked for a result once, at the end
+        losses[batch] = means.cpu().numpy()
     return losses.reshape(-1, 2)
 
 
@@ -231,8 +237,8 @@ def _opening_of(text: Text, openings: Sequence[Opening]) -> int:
     return max(fitting, key=lambda number: len(openings[number].ids), default=-1)
 
 
-def _read(texts: Sequence[Text], reader: Reader, opening: Opening | None) -> npt.NDArray[np.float64]:
-    """Mean loss of each text, one forward pass."""
+def _read(texts: Sequence[Text], reader: Reader, opening: Opening | None) -> Any:
+    """Mean loss of each text, one forward pass: float64, shape (texts,), on the model's device."""
     import torch
 
     model, skipped = reader.model, len(opening.ids) if opening else 0
@@ -248,8 +254,8 @@ def _read(texts: Sequence[Text], reader: Reader, opening: Opening | None) -> npt
             torch.arange(text.start - 1, len(text.ids) - 1) + (int(begin) - skipped)
             for text, begin in zip(texts, begins, strict=True)
         ]
-    ).to(model.device)
-    targets = torch.tensor([token for text in texts for token in text.ids[text.start :]]).to(model.device)
+    ).to(model.device, non_blocking=True)
+    targets = _tensor([token for text in texts for token in text.ids[text.start :]], model)
     if reader.packed:
         losses = _losses(model, _packed_states(model, rows, opening)[places], targets)
     elif reader.head_alone:
@@ -258,9 +264,7 @@ def _read(texts: Sequence[Text], reader: Reader, opening: Opening | None) -> npt
         cache = _cache(opening, len(texts))
         logits = model(input_ids=_padded(rows, model), past_key_values=cache, use_cache=cache is not None).logits
         losses = _loss(logits.flatten(0, 1)[places], targets)
-    firsts = np.cumsum([0, *counts[:-1]])
-    sums: npt.NDArray[np.float64] = np.add.reduceat(losses.double().cpu().numpy(), firsts)
-    return sums / counts
+    return torch.segment_reduce(losses.double(), "mean", lengths=torch.tensor(counts, device=losses.device))
 
 
 def _losses(model: Any, states: Any, targets: Any) -> Any:

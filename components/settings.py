@@ -290,6 +290,8 @@ class FinetuneSettings(Block):
     """Trainer states (three times the model): of the newest iteration, on this machine; or of all, versioned by DVC."""
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Seed of every random stream."""
+    deterministic: bool = True
+    """Only algorithms that give the same bits again; docs/method.md has the cost."""
 
     @model_validator(mode="after")
     def batch_divides(self) -> FinetuneSettings:

@@ -106,6 +106,10 @@ def seconds_file(stage: str) -> Path:
     return SCRATCH / "seconds" / f"{stage}.json"
 
 
+def throughput_file(stage: str) -> Path:
+    return SCRATCH / "throughput" / f"{stage}.json"
+
+
 @contextmanager
 def stage(name: str, key: str | None = None, *, hub: bool = False) -> Iterator[None]:
     """Run a stage's work. `hub`: the stage may ask the Hugging Face hub; no other stage ever does."""

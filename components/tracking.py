@@ -42,7 +42,7 @@ from ruamel.yaml.error import YAMLError
 from components import tables
 from components.errors import Unreachable, UserError
 from components.settings import PARAMS, Settings, read_params
-from components.stage import SCRATCH, quiet_environment, seconds_file
+from components.stage import SCRATCH, quiet_environment, seconds_file, throughput_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -198,12 +198,17 @@ def record_stage(
         here, series = _entities(values, step), _entities({f"{group}/{k}": v for k, v in values.items()}, step)
         if seconds is not None:
             here += _entities({"seconds": seconds}, step)
+        if outcome == "ran":
+            throughput, by_step = _throughput(stage)
+            here += _entities(throughput, step)
+            for at, row in steps:
+                row |= by_step.get(at, {})
         for at, row in steps:
             here += _entities(row, at)
-            series += _entities(row, at)
         _log(child_id, here, entry.params)
         if step is not None:  # the series over iterations and steps belong to the run that spans them, too
             _log(run.run_id, series)
+            log_steps(run, steps)
         _log_datasets(child_id, name, key, entry)
         _log_artifacts(child_id, entry)
         client().set_terminated(child_id, end_time=int(end * 1000))
@@ -332,6 +337,26 @@ def _metrics(entry: StageEntry) -> dict[str, float]:
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     numbers[key.replace(".", "/")] = float(value)
     return numbers
+
+
+def log_steps(run: PipelineRun, steps: Sequence[tuple[int, dict[str, float]]]) -> None:
+    """Add optimizer steps to the series of the parent run; those that it has already are left out.
+
+    Called while a stage trains, and once more when it has ended.
+    """
+    with answering():
+        have = {metric.step for metric in client().get_metric_history(run.run_id, "step/loss")} if steps else set()
+        _log(run.run_id, [metric for at, row in steps if at not in have for metric in _entities(row, at)])
+
+
+def _throughput(stage: str) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+    """How fast the stage was here and its peak memory, and the speed of each step; nothing where that is not known."""
+    file = throughput_file(stage)
+    if not file.is_file():
+        return {}, {}
+    measured = tables.read_json(file)
+    by_step = {int(step): {"step/tokens_per_second": speed} for step, speed in measured.pop("steps").items()}
+    return {f"throughput/{name}": value for name, value in measured.items()}, by_step
 
 
 def _step_rows(entry: StageEntry) -> list[tuple[int, dict[str, float]]]:

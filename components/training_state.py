@@ -21,7 +21,7 @@ from typing import Any
 from components import tables
 from components.digests import folder_digest
 from components.errors import UserError
-from components.stage import SCRATCH
+from components.stage import SCRATCH, stage_name
 
 PROGRESS = "progress.json"
 STATES = SCRATCH / "states"
@@ -132,6 +132,11 @@ def complete(checkpoint: Path, steps: int) -> None:
     for other in checkpoint.parent.glob("checkpoint-*"):
         if other != checkpoint:
             shutil.rmtree(other)
+
+
+def scratch_of(iteration: str) -> Path:
+    """Where the stage of an iteration keeps what it needs while it trains."""
+    return SCRATCH / "tmp" / stage_name("finetune", iteration)
 
 
 def append_step(scratch: Path, step: dict[str, float]) -> None:

@@ -5,6 +5,7 @@ A tracking server that is away costs one warning and no training: the files are 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +14,10 @@ from typing import Any
 from components import tracking
 from components.errors import Unreachable
 from components.settings import Settings
+from components.training_state import read_steps, scratch_of
+
+SECONDS_BETWEEN_LOOKS = 2.0
+WATCHED = ("loss", "learning_rate", "gradient_norm", "tokens_per_second")
 
 
 class Recording:
@@ -28,6 +33,36 @@ class Recording:
         """Log a stage in the background, from its files."""
         if self.run is not None:
             self._pending.append(self._background.submit(tracking.record_stage, self.run, stage))
+
+    @contextmanager
+    def watching(self, stage: str) -> Iterator[None]:
+        """While the block runs, log the optimizer steps of a finetune stage as they are made."""
+        name, _, iteration = stage.partition("@")
+        if name != "finetune" or self.run is None:
+            yield
+            return
+        over = threading.Event()
+        watcher = threading.Thread(target=self._log_steps, args=(iteration, over), daemon=True, name="watch-steps")
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    def _log_steps(self, iteration: str, over: threading.Event) -> None:
+        assert self.run
+        scratch, seen = scratch_of(iteration), 0
+        while not over.wait(SECONDS_BETWEEN_LOOKS):
+            rows = [
+                (int(step["step"]), {f"step/{name}": step[name] for name in WATCHED}) for step in read_steps(scratch)
+            ]
+            if len(rows) > seen:
+                try:
+                    tracking.log_steps(self.run, rows)
+                except Unreachable:
+                    return  # the stage's record will say so
+                seen = len(rows)
 
     def wait(self) -> None:
         """Return when everything is logged, or the server has gone: then with one warning."""

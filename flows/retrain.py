@@ -68,7 +68,8 @@ def _retrain(settings: Settings) -> State[str]:
                 create_link_artifact(record.run.url, "MLflow run", key="mlflow-run")
 
             def step(stage: str) -> None:
-                run_stage(stage, ask, return_state=True).result()  # raises StageError
+                with record.watching(stage):
+                    run_stage(stage, ask, return_state=True).result()  # raises StageError
                 if stage != "register":  # it completes the record itself
                     record.record(stage)
 

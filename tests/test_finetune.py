@@ -17,6 +17,8 @@ import torch
 
 from components.chat import Encoded, encode_conditional
 from components.records import Message, Record, make_record, write_records
+from components.settings import Columns
+from components.sources.shapes import finish, from_columns, recognize
 from components.trainer import IGNORED, Schedule, collate, effective_batches
 from tests.project import call, edit_params, make_project, start, wait_for
 
@@ -428,6 +430,42 @@ def test_labels_are_the_response_and_nothing_else() -> None:
     )
     assert batch["labels"].tolist() == [[IGNORED] * 4 + [5, 6], [IGNORED, 2, 3, IGNORED, IGNORED, IGNORED]]
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
+
+
+TURNS = [("user", "Say one."), ("assistant", "One."), ("user", "And two?"), ("assistant", " Two, then.\n")]
+SHAPES = {
+    "alpaca": {"instruction": "Say two.", "input": "Twice.", "output": " Two, then.\n"},
+    "dolly": {"instruction": "Say two.", "context": "Twice.", "response": " Two, then.\n", "category": "qa"},
+    "sharegpt": {"conversations": [{"from": {"user": "human"}.get(who, "gpt"), "value": text} for who, text in TURNS]},
+    "openai": {"messages": [{"role": who, "content": text} for who, text in [("system", "Be brief."), *TURNS]]},
+    "columns": {"question": "Say two.", "answer": " Two, then.\n"},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_loss_is_on_the_last_response_and_its_end_of_turn_whatever_shape_the_record_had(
+    small_model: Path, shape: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    row = SHAPES[shape]
+    if shape == "columns":
+        messages = from_columns(row, Columns(prompt="question", response="answer"))
+    else:
+        convert = recognize(row)
+        assert convert
+        messages = convert(row)
+    record = make_record("test", finish(messages)[0])
+    tokenizer = AutoTokenizer.from_pretrained(small_model)
+    encoded = encode_conditional([record], tokenizer, system=SYSTEM, max_length=512)
+    batch = collate(effective_batches(["a"], encoded, batch_size=1, loss="record", seed=0, iteration=1))
+    labels = batch["labels"][0]
+    learned = tokenizer.decode(labels[labels != IGNORED])
+    assert learned.split("<|im_end|>")[0].strip() == "Two, then."
+    assert learned.endswith("<|im_end|>\n")
+    given = tokenizer.decode(batch["input_ids"][0][labels == IGNORED])
+    assert given.endswith(("<|im_start|>assistant\n", "<|im_start|>assistant\n "))
+    assert "Two, then" not in given
 
 
 def test_an_iteration_beyond_the_plan_begins_a_new_cycle() -> None:

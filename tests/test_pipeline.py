@@ -59,6 +59,17 @@ def test_one_flow_run_shows_the_loop(finished: tuple[Path, str]) -> None:
     assert artifacts >= {"iteration-1", "iteration-2", "mlflow-run"}
 
 
+def test_mlflow_has_every_step_and_how_fast_it_was(finished: tuple[Path, str]) -> None:
+    steps = """
+        select distinct m.step from metrics m join runs r using (run_uuid)
+        where m.key = '%s' and r.name not like '%%@%%'
+    """
+    for key in ("step/loss", "step/learning_rate", "step/gradient_norm", "step/tokens_per_second"):
+        assert sorted(query(finished[0], "mlflow.db", steps % key)) == [(step,) for step in range(1, 7)], key
+    measured = {key for (key,) in query(finished[0], "mlflow.db", "select distinct key from metrics")}
+    assert measured >= {f"throughput/{name}" for name in ("tokens_per_second", "share_of_gemm", "peak_memory_bytes")}
+
+
 def test_a_run_ends_with_a_table_and_where_things_are(finished: tuple[Path, str]) -> None:
     table = finished[1].partition("Retrained")[2]
     for expected in ("base", "perplexity", "models/2", "iterit version 1", "mlflow server", "prefect server start"):

@@ -13,9 +13,13 @@ def file_digest(file: Path) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over the files' names relative to `folder` and their digests, in the order of the names, in hex."""
+    """SHA-256 over the files' names relative to `folder` and their digests, in the order of the names, in hex.
+
+    Byte code that Python keeps beside its sources does not count.
+    """
     whole = hashlib.sha256()
-    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    files = (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    names = sorted(file.relative_to(folder).as_posix() for file in files)
     for name in names:
         whole.update(f"{name}\0{file_digest(folder / name)}\n".encode())
     return whole.hexdigest()

@@ -113,6 +113,8 @@ def throughput_file(stage: str) -> Path:
 @contextmanager
 def stage(name: str, key: str | None = None, *, hub: bool = False) -> Iterator[None]:
     """Run a stage's work. `hub`: the stage may ask the Hugging Face hub; no other stage ever does."""
+    from components.provenance import write_statement
+
     die_with_parent()
     quiet_environment()
     if not hub:
@@ -122,6 +124,7 @@ def stage(name: str, key: str | None = None, *, hub: bool = False) -> Iterator[N
     done.unlink(missing_ok=True)
     try:
         yield
+        write_statement(stage_name(name, key))
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

@@ -460,6 +460,33 @@ def register_checkpoint(
     return RegisteredVersion(name, number, is_new=holder is None)
 
 
+def find_checkpoint(reference: str) -> str:
+    """Digest of the checkpoint of models:/NAME/VERSION, models:/NAME@ALIAS, or of the run that registered it.
+
+    Raises UserError when MLflow does not know it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with answering():
+        try:
+            if not reference.startswith("models:/"):
+                found = list(client().search_model_versions(f"run_id = '{reference}'"))
+            elif "@" in reference:
+                name, _, alias = reference.removeprefix("models:/").rpartition("@")
+                found = [client().get_model_version_by_alias(name, alias)]
+            else:
+                name, _, version_ = reference.removeprefix("models:/").rpartition("/")
+                found = [client().get_model_version(name, version_)]
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            found = []
+    digests = [one.tags["iterit.checkpoint"] for one in found if "iterit.checkpoint" in one.tags]
+    if not digests:
+        raise UserError(f"{reference}: MLflow ({tracking_uri()}) has no checkpoint of this project there")
+    return str(digests[0])
+
+
 def _versions(name: str) -> list[ModelVersion]:
     """All versions of the registered model, the newest first; makes the model when there is none."""
     if not client().search_registered_models(f"name = '{name}'"):

@@ -13,6 +13,7 @@ import typer
 
 from components.errors import Unreachable, UserError
 from components.stage import BAD_INPUT, TRY_LATER, quiet_environment
+from flows.audit import app as audit_app
 
 INTERRUPTED = 130  # as a shell counts: 128 + SIGINT
 
@@ -23,6 +24,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(audit_app)
 
 
 @app.callback()

@@ -119,6 +119,7 @@ def commit(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "components.report", *report], cwd=folder, check=True)
     names = ["watch@incoming", "base_model", "ingest", "dedupe", "evaluate_base", "report"]
     names += [f"{name}@{key}" for key in ITERATIONS for name in ("score", "select", "finetune", "evaluate")]
+    subprocess.run([sys.executable, "-m", "components.provenance", *names], cwd=folder, check=True)
     dvc(folder, "commit", "--quiet", "--force", *names)
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
+# two projects of the same files have the same commit
+WHEN = {"GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}
 SOURCE = Path(__file__).parent.parent
 
 # small enough that a whole run takes well under a minute
@@ -44,7 +46,7 @@ def make_project(folder: Path, model: Path) -> Path:
         ["git", "add", "--all"],
         ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "--quiet", "--message", "start"],
     ):
-        subprocess.run(command, cwd=folder, check=True)
+        subprocess.run(command, cwd=folder, check=True, env={**os.environ, **WHEN})
     return folder
 
 

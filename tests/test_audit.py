@@ -1,0 +1,169 @@
+"""The audit names what trained a checkpoint, and finds what was swapped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from components import audit, history, provenance, tables
+from components.digests import folder_digest
+from components.errors import UserError
+from tests.finished_pipeline import RECORDS, commit
+from tests.project import WHEN, call
+
+
+@pytest.fixture
+def project(finished_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    shutil.copytree(finished_pipeline, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def seal(folder: Path, message: str) -> str:
+    """Commit everything that git takes, as a run's end does."""
+    for command in (
+        ["add", "--all"],
+        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message],
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True, env={**WHEN, "PATH": "/usr/bin:/bin"})
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def audit_command(folder: Path, *arguments: str, expect: int = 0) -> str:
+    return call(folder, sys.executable, "-m", "flows.cli", "audit", *arguments, expect=expect, PYTHONPATH=str(ROOT))
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_statement_is_in_toto_s_with_slsa_s_predicate_and_says_nothing_of_time_and_place(project: Path) -> None:
+    text = Path("provenance/finetune@2.json").read_text(encoding="utf-8")
+    statement = json.loads(text)
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
+    subjects = {one["name"]: one["digest"]["sha256"] for one in statement["subject"]}
+    assert subjects["models/2"] == folder_digest(Path("models/2"))
+    definition = statement["predicate"]["buildDefinition"]
+    assert definition["externalParameters"]["stage"] == "finetune@2"
+    assert definition["externalParameters"]["params"]["finetune"]["learning_rate"] == 5e-5
+    assert definition["internalParameters"]["seeds"] == {"finetune": 42}
+    read = {one["name"]: one.get("digest", one.get("uri")) for one in definition["resolvedDependencies"]}
+    assert read["models/1"]["sha256"] == folder_digest(Path("models/1"))
+    assert read["torch"].startswith("pkg:pypi/torch@2.")
+    assert str(project) not in text
+    before = Path("provenance/finetune@2.json").read_bytes()
+    provenance.write_statement("finetune@2")
+    assert Path("provenance/finetune@2.json").read_bytes() == before
+
+
+def test_a_checkpoint_s_chain_names_its_records_parameters_and_metrics(project: Path) -> None:
+    for reference in ("models/2", folder_digest(Path("models/2"))[:12]):
+        found = audit.describe(audit.find_checkpoint(reference))
+        assert [step["iteration"] for step in found["iterations"]] == ["1", "2"]
+        assert found["base_model"]["digest"] == folder_digest(Path("models/base"))
+        last = found["iterations"][-1]
+        assert [pick["id"] for pick in last["picks"]] == [record.id for record in RECORDS[:2]]
+        assert [pick["rank"] for pick in last["picks"]] == [1, 2]
+        assert last["sources"] == {"texts": 2}
+        assert last["metrics"]["loss"] == 2.0
+        assert last["params"]["select"]["diversity_decay"] == 0.1
+    assert audit.describe(audit.find_checkpoint("models/base"))["iterations"] == []
+    with pytest.raises(UserError, match="no checkpoint of this project's history"):
+        audit.find_checkpoint("0" * 64)
+    with pytest.raises(UserError, match="neither a folder"):
+        audit.find_checkpoint("nonsense")
+
+
+def test_a_record_s_whereabouts_are_told_with_the_reason(project: Path) -> None:
+    used, unused, held = (audit.trace(RECORDS[place].id) for place in (0, 3, 5))
+    assert [(one["iteration"], one["rank"], one["directly"]) for one in used["trained"]] == [
+        ("1", 1, True),
+        ("2", 1, True),
+    ]
+    assert used["last_clean"] is None
+    assert unused["trained"] == []
+    assert unused["last_clean"]["checkpoint"] == folder_digest(Path("models/2"))
+    assert {one["why"] for one in held["not_used"]} == {"in the holdout"}
+    assert "not in the pool" in audit.trace("0" * 32)["not_used"][0]["why"]
+    assert audit.ids_with_text("three it is") == [RECORDS[2].id]
+    Path("person.json").write_text(json.dumps([{"instruction": "Say one.", "output": "one, one it is."}]))
+    assert audit.ids_of_file(Path("person.json")) == [RECORDS[0].id]
+
+
+def test_earlier_runs_are_found_although_the_workspace_has_moved_on(project: Path, small_model: Path) -> None:
+    first = folder_digest(Path("models/2"))
+    sealed = seal(project, "first")
+    selection = Path("data/iterations/2/selection.parquet")
+    rows = tables.read(selection, tables.SELECTION).to_pylist()
+    rows = [{**row, "id": RECORDS[3].id if row["rank"] == 2 else row["id"]} for row in rows]
+    tables.write(selection, tables.pa.Table.from_pylist(rows, schema=tables.SELECTION), tables.SELECTION)
+    (project / "models/2/README.md").write_text("another one")
+    commit(project)
+    second = folder_digest(Path("models/2"))
+    assert audit.find_checkpoint(first).snapshot.ref == sealed
+    assert [pick["id"] for pick in audit.describe(audit.find_checkpoint(first))["iterations"][1]["picks"]] == [
+        record.id for record in RECORDS[:2]
+    ]
+    trained = audit.trace(RECORDS[3].id)["trained"]
+    assert [(one["checkpoint"], one["told_by"]) for one in trained] == [(second, "workspace")]
+    before = audit.trace(RECORDS[1].id)
+    history.INDEX.unlink()
+    assert audit.trace(RECORDS[1].id) == before
+    difference = audit.compare(audit.find_checkpoint(first), audit.find_checkpoint(second))
+    assert difference["overlap"][1] == {"iteration": "2", "common": 1, "jaccard": 0.333333}
+    checks = list(audit.verify(audit.find_checkpoint(first)))
+    assert all(check.holds for check in checks), [str(check) for check in checks if not check.holds]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "data/iterations/1/subset.parquet",
+        "data/iterations/1/scores.parquet",
+        "models/1/model.safetensors",
+        "models/base/config.json",
+        "data/pool.parquet",
+        "provenance/select@2.json",
+    ],
+)
+def test_one_flipped_byte_is_found(project: Path, path: str) -> None:
+    assert all(check.holds for check in audit.verify(audit.find_checkpoint("models/2")))
+    digest = folder_digest(Path("models/2"))
+    file = Path(path)
+    file.chmod(0o644)
+    content = bytearray(file.read_bytes())
+    place = content.index(b'"') + 1 if path.endswith(".json") else len(content) // 2
+    content[place] ^= 1
+    file.write_bytes(content)
+    output = audit_command(project, "verify", digest, expect=1)
+    last = output.splitlines()[-1]
+    assert last.startswith("MISMATCH")
+    assert path.startswith(last.split()[1])
+    assert "recorded" in last
+
+
+def test_the_command_answers_in_text_and_json(project: Path) -> None:
+    text = audit_command(project, "checkpoint", "models/2")
+    assert f"   1  {RECORDS[0].id}  texts" in text
+    found = json.loads(audit_command(project, "checkpoint", "models/1", "--format", "json"))
+    assert found["checkpoint"] == folder_digest(Path("models/1"))
+    assert "rank 1" in audit_command(project, "record", RECORDS[0].id)
+    assert audit_command(project, "verify").splitlines()[-1].endswith(folder_digest(Path("models/2")))
+    assert audit_command(project, "rebuild").startswith("2 checkpoints, ")
+    assert json.loads(audit_command(project, "diff", "models/1", "models/2"))["params"] == {}
+    line = "error: xyz: a record's id is 32 hex digits\n"
+    assert audit_command(project, "record", "xyz", expect=2) == line
+
+
+def test_the_statements_tables_exist_for_every_pick(project: Path) -> None:
+    snapshot = history.Snapshot(history.WORKSPACE)
+    assert pq.read_metadata(str(snapshot.find("data/iterations/1/subset.parquet"))).num_rows == 2
+    assert snapshot.iterations == ["1", "2"]

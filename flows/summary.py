@@ -54,8 +54,13 @@ def print_summary(settings: Settings, *, new: bool) -> None:
             f"registered   {registered['model']} version {registered['version']}: "
             f"models:/{registered['model']}@{registered['alias']}"
         )
-    console.print(f"MLflow       {_command('mlflow')} server --workers 1".ljust(52) + "then http://127.0.0.1:5000")
-    console.print(f"Prefect      {_command('prefect')} server start".ljust(52) + "then http://127.0.0.1:4200")
+    pages = {
+        f"MLflow       {_command('mlflow')} server --workers 1": "http://127.0.0.1:5000",
+        f"Prefect      {_command('prefect')} server start": "http://127.0.0.1:4200",
+    }
+    width = max(map(len, pages))
+    for command, address in pages.items():
+        console.print(f"{command:{width}}  then {address}")
 
 
 def _command(name: str) -> str:

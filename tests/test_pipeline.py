@@ -64,8 +64,10 @@ def test_mlflow_has_every_step_and_how_fast_it_was(finished: tuple[Path, str]) -
         select distinct m.step from metrics m join runs r using (run_uuid)
         where m.key = '%s' and r.name not like '%%@%%'
     """
+    files = [finished[0] / f"data/iterations/{iteration}/steps.csv" for iteration in (1, 2)]
+    made = sum(len(file.read_text().splitlines()) - 1 for file in files)
     for key in ("step/loss", "step/learning_rate", "step/gradient_norm", "step/tokens_per_second"):
-        assert sorted(query(finished[0], "mlflow.db", steps % key)) == [(step,) for step in range(1, 7)], key
+        assert sorted(query(finished[0], "mlflow.db", steps % key)) == [(step,) for step in range(1, made + 1)], key
     measured = {key for (key,) in query(finished[0], "mlflow.db", "select distinct key from metrics")}
     assert measured >= {f"throughput/{name}" for name in ("tokens_per_second", "share_of_gemm", "peak_memory_bytes")}
 

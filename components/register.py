@@ -93,6 +93,7 @@ def main() -> None:
             REGISTERED,
             {
                 "model": version.model,
+                "checkpoint": result["checkpoint"],
                 "version": version.version,
                 "alias": result["alias"],
                 "new": version.is_new,

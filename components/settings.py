@@ -319,6 +319,17 @@ class RegisterSettings(Block):
     """Alias that the new version gets."""
 
 
+class SealSettings(Block):
+    commit: bool = True
+    """Commit dvc.lock, params.yaml, metrics, plots and provenance after a successful run of the flow."""
+    author: str = Field(default="iterit <iterit@localhost>", pattern=r"^[^<>]+ <[^<> ]+>$")
+    """Of the commit and the tag."""
+    tag: bool = True
+    """Tag the commit with the registered version."""
+    push: bool = True
+    """`dvc push` where a default remote is configured."""
+
+
 class Iteration(Block):
     parent: str
     """`base` for the first iteration, then the key of the one before."""
@@ -337,6 +348,7 @@ class Settings(Block):
     finetune: FinetuneSettings
     evaluate: EvaluateSettings
     register_: RegisterSettings = Field(alias="register")
+    seal: SealSettings = Field(default_factory=SealSettings)
     iterations: dict[str, Iteration]
 
     @model_validator(mode="after")

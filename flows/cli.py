@@ -42,6 +42,9 @@ def run(
             "--set", metavar="KEY=VALUE", help="Change a parameter in params.yaml first, such as select.ratio=0.1."
         ),
     ] = None,
+    commit: Annotated[
+        bool, typer.Option("--commit/--no-commit", help="Commit the results, as seal in params.yaml says.")
+    ] = True,
 ) -> None:
     """Retrain with params.yaml: only what changed runs again."""
     from flows.parameters import set_parameters
@@ -65,7 +68,7 @@ def run(
 
     wait_until_healthy()
     try:
-        state = retrain(return_state=True)
+        state = retrain(commit=commit, return_state=True)
     except KeyboardInterrupt:
         print("stopped; `iterit run` goes on with the stage that was interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -20,21 +20,26 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from components.errors import UserError
 from components.report import iteration_rows
 from components.settings import Settings, load_settings
+from components.stage import SCRATCH
 from flows.recording import recording
+from flows.seal import seal
 from flows.stage import StageError, dvc_worker, run_stage
 from flows.workspace import WorkspaceBusyError, check_workspace, workspace_lock
 
-METRICS, ITERATIONS = Path("metrics"), Path("data/iterations")
+METRICS, ITERATIONS, REGISTERED = Path("metrics"), Path("data/iterations"), SCRATCH / "registered.json"
 
 
 @flow(name="retrain")
-def retrain() -> State[Any]:
-    """Retrain with params.yaml as it is. The state's name tells what came of it: Retrained, Unchanged, Busy or Failed.
+def retrain(commit: bool = True) -> State[Any]:
+    """Retrain with params.yaml as it is; without `commit` the results' commit is left to the user.
+
+    The state's name tells what came of it: Retrained, Unchanged, Busy or Failed.
 
     The result of a failed state is the UserError or StageError.
     """
@@ -42,6 +47,8 @@ def retrain() -> State[Any]:
         settings = load_settings()
         check_workspace(settings)
         with workspace_lock():
+            if not commit:
+                settings.seal = settings.seal.model_copy(update={"commit": False})
             return _retrain(settings)
     except WorkspaceBusyError as busy:
         get_run_logger().warning("%s; this one ends", busy)
@@ -88,6 +95,7 @@ def _retrain(settings: Settings) -> State[str]:
             step("report")
             record.wait()  # two must not write the record at once
             step("register")
+            seal(settings.seal, REGISTERED, flow_run.id, logger)
     return Completed(name="Retrained", data="retrained")
 
 

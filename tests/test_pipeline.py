@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from components.digests import folder_digest
 from components.stage import seconds_file
 from tests.project import (
     at_work_in,
@@ -82,6 +83,21 @@ def test_a_run_ends_with_a_table_and_where_things_are(finished: tuple[Path, str]
 def test_a_first_run_prints_nothing_that_a_user_can_do_nothing_about(finished: tuple[Path, str]) -> None:
     for noise in ("Traceback", "WARNING", "Warning", "warning", "ERROR", "locked"):
         assert noise not in finished[1]
+
+
+def test_a_run_ends_sealed_and_the_audit_holds(finished: tuple[Path, str]) -> None:
+    folder = finished[0]
+    assert call(folder, "git", "log", "-1", "--format=%an %s").strip() == "iterit Retrain: iterit version 1"
+    assert call(folder, "git", "status", "--porcelain") == ""
+    message = json.loads(call(folder, "git", "tag", "--list", "--format=%(contents)", "iterit/iterit/v1"))
+    assert message.keys() == {"checkpoint", "dvc_lock", "mlflow_run", "prefect_flow_run"}
+    assert message["checkpoint"] == folder_digest(folder / "models/2")
+    assert iterit(folder, "audit", "verify").splitlines()[-1].endswith(message["checkpoint"])
+    for reference in (message["mlflow_run"], "models:/iterit/1", "models:/iterit@latest_iterit"):
+        found = json.loads(iterit(folder, "audit", "checkpoint", reference, "--format", "json"))
+        assert found["checkpoint"] == message["checkpoint"]
+        assert [step["iteration"] for step in found["iterations"]] == ["1", "2"]
+        assert found["iterations"][0]["code"]["clean"]
 
 
 def test_a_run_that_finds_nothing_new_registers_nothing(project: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import finetune, score, select
+from benchmarks import audit, finetune, score, select
 from benchmarks.corpus import docstring_records, read_alpaca, spread
 from benchmarks.report import Row, write_results
 from components.stage import quiet_environment
@@ -35,6 +35,7 @@ def main() -> None:
     responses = [record.response for record in records]
     rows: list[Row] = []
     works: list[Callable[[], list[Row]]] = [partial(select.run, responses, *size) for size in SIZES]
+    works.append(audit.run)
     works += [partial(score.run, options.model, spread(records, SCORED), dtype) for dtype in ("float32", "bfloat16")]
     works.append(partial(finetune.run, options.model, spread(docstring_records(), TRAINED)))
     for work in works:

@@ -28,7 +28,7 @@ from components.model import load_model
 from components.progress import progress
 from components.records import Record, read_records
 from components.score import score_records
-from components.settings import load_settings
+from components.settings import ScoreSettings, load_settings
 from components.stage import stage
 
 
@@ -86,6 +86,24 @@ def _as_list(token: int | list[int] | None) -> list[int | None]:
     return list(token) if isinstance(token, list) else [token]
 
 
+def measure(
+    model: Any, tokenizer: Any, holdout: Sequence[Record], settings: ScoreSettings, what: str
+) -> dict[str, Any]:
+    """The numbers of a loaded model on the holdout."""
+    with progress(total=len(holdout), unit="records", what=what) as advance:
+        scores = score_records(
+            holdout,
+            model,
+            tokenizer,
+            max_length=settings.max_length,
+            batch_tokens=settings.batch_tokens,
+            system=settings.system,
+            template=settings.template,
+            advance=advance,
+        )
+    return summarize(scores)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m components.evaluate", description="Evaluate a model on the holdout."
@@ -102,18 +120,7 @@ def main() -> None:
         holdout = read_records(options.holdout)
         digest = folder_digest(options.model)
         model, tokenizer = load_model(options.model, settings.score.dtype)
-        with progress(total=len(holdout), unit="records", what=f"evaluate {options.model}") as advance:
-            scores = score_records(
-                holdout,
-                model,
-                tokenizer,
-                max_length=settings.score.max_length,
-                batch_tokens=settings.score.batch_tokens,
-                system=settings.score.system,
-                template=settings.score.template,
-                advance=advance,
-            )
-        metrics = summarize(scores)
+        metrics = measure(model, tokenizer, holdout, settings.score, f"evaluate {options.model}")
         samples = generate_samples(
             sorted(holdout, key=lambda record: record.id)[: settings.evaluate.samples],
             model,

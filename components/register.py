@@ -13,26 +13,31 @@ metrics/register.json holds what is the same wherever the pipeline runs. Version
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from components import tables, tracking
-from components.digests import folder_digest
+from components import gate, tables, tracking
+from components.digests import file_digest, folder_digest
+from components.errors import UserError
 from components.settings import Settings, load_settings
 from components.stage import SCRATCH, stage
 
 RUN_VARIABLE = "ITERIT_PIPELINE_RUN"
 REGISTERED = SCRATCH / "registered.json"
+HOLDOUT = "iterit.holdout"  # tag: SHA-256 of the holdout that a version was evaluated on
 
 
 def describe_checkpoint(settings: Settings, models: Path, metrics: Path) -> dict[str, Any]:
-    """What metrics/register.json holds: the checkpoint of the last iteration, its digest and its holdout metrics."""
-    iteration = list(settings.iterations)[-1]
-    holdout = tables.read_json(metrics / "evaluate" / f"{iteration}.json")
+    """What metrics/register.json holds: the checkpoint that gate.register names, its digest and holdout metrics."""
+    holdouts = {key: tables.read_json(metrics / "evaluate" / f"{key}.json") for key in settings.iterations}
+    iteration = gate.choose(holdouts, settings.gate)
+    holdout = holdouts[iteration]
     return {
         "model": settings.register_.name,
         "alias": settings.register_.alias,
@@ -42,9 +47,15 @@ def describe_checkpoint(settings: Settings, models: Path, metrics: Path) -> dict
     }
 
 
-def register(run: tracking.PipelineRun, result: dict[str, Any], models: Path) -> tracking.RegisteredVersion:
+def register(
+    run: tracking.PipelineRun, result: dict[str, Any], models: Path, holdout: Path
+) -> tracking.RegisteredVersion:
     """Register the checkpoint that `result` describes. Raises Unreachable when MLflow does not answer."""
-    tags = {"iterit.checkpoint": result["checkpoint"], "iterit.iteration": result["iteration"]}
+    tags = {
+        "iterit.checkpoint": result["checkpoint"],
+        "iterit.iteration": result["iteration"],
+        HOLDOUT: file_digest(holdout),
+    }
     tags |= {f"holdout.{key}": str(value) for key, value in result["holdout"].items()}
     return tracking.register_checkpoint(
         run,
@@ -54,6 +65,62 @@ def register(run: tracking.PipelineRun, result: dict[str, Any], models: Path) ->
         tags=tags,
         metrics=result["holdout"],
     )
+
+
+def pass_gate(
+    version: tracking.RegisteredVersion, result: dict[str, Any], holdout: Path, settings: Settings
+) -> gate.Decision:
+    """Make the version the challenger, and the champion if it beats the present one on this holdout."""
+    champion = tracking.holder_of(version.model, gate.CHAMPION)
+    if champion is not None and champion.number == version.version:
+        decision = gate.Decision(True, "is the champion already", result["holdout"], None, version.version, False)
+    elif champion is None:
+        decision = gate.decide(result["holdout"], None, settings.gate)
+    else:
+        again = champion.tags.get(HOLDOUT) != file_digest(holdout)
+        if again:
+            figures = evaluate_again(version.model, champion.number, holdout, settings)
+        else:
+            figures = {name: float(champion.tags[f"holdout.{name}"]) for name in settings.gate.metrics}
+        decision = gate.decide(
+            result["holdout"], figures, settings.gate, champion_version=champion.number, evaluated_again=again
+        )
+    tracking.set_alias(version.model, gate.CHALLENGER, version.version)
+    tracking.tag_version(version.model, version.version, {"iterit.gate": json.dumps(decision.as_dict())})
+    if decision.promoted:
+        tracking.promote(version.model, version.version, "gate")
+    return decision
+
+
+def evaluate_again(name: str, number: str, holdout: Path, settings: Settings) -> dict[str, Any]:
+    """The champion on a holdout that it was not evaluated on: it is fetched from the registry."""
+    from components.evaluate import measure
+    from components.model import load_model
+    from components.records import read_records
+
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as place:
+        folder = tracking.download_version(name, number, Path(place))
+        model, tokenizer = load_model(folder, settings.score.dtype)
+        what = f"evaluate {name} version {number} again"
+        return measure(model, tokenizer, read_records(holdout), settings.score, what)
+
+
+def promote_by_hand(number: str) -> str:
+    """Make a version the champion, and say what changed. Raises UserError for a version that is not there."""
+    name = load_settings().register_.name
+    if not tracking.has_version(name, number):
+        raise UserError(f"{name} has no version {number}")
+    before = tracking.promote(name, number, "hand")
+    return f"{name} version {number} is the champion" + (f"; before it was version {before}" if before else "")
+
+
+def roll_back() -> str:
+    """Make the previous champion the champion again. Raises UserError when there is none."""
+    name = load_settings().register_.name
+    previous = tracking.holder_of(name, gate.PREVIOUS)
+    if previous is None:
+        raise UserError(f"{name} has no previous champion")
+    return promote_by_hand(previous.number)
 
 
 def begin_of_dvc() -> float:
@@ -71,6 +138,7 @@ def main() -> None:
     )
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--metrics", type=Path, required=True)
+    parser.add_argument("--holdout", type=Path, required=True)
     parser.add_argument("--result", type=Path, required=True)
     options = parser.parse_args()
     with stage("register"):
@@ -83,9 +151,10 @@ def main() -> None:
         else:
             run = tracking.start_pipeline_run(settings, started=begin_of_dvc())
         tracking.record_all(run, settings, except_for=["register"])
-        version = register(run, result, options.models)
+        version = register(run, result, options.models, options.holdout)
+        decision = pass_gate(version, result, options.holdout, settings)
         tables.write_json(options.result, result)
-        entry = tracking.make_entry(["experiment", "register", "iterations"], options.result)
+        entry = tracking.make_entry(["experiment", "register", "gate", "iterations"], options.result)
         tracking.record_stage(run, "register", entry, outcome="ran", seconds=time.monotonic() - begun)
         if not flow_run:
             tracking.finish_pipeline_run(run)
@@ -97,12 +166,14 @@ def main() -> None:
                 "version": version.version,
                 "alias": result["alias"],
                 "new": version.is_new,
+                "gate": decision.as_dict(),
                 "run_id": run.run_id,
                 "url": run.url,
             },
         )
         done = "registered" if version.is_new else "already registered, not again"
         print(f"register: {version.model} version {version.version}: {done}; alias {result['alias']}")
+        print(f"gate: {'champion' if decision.promoted else 'not the champion'}: {decision.reason}")
 
 
 if __name__ == "__main__":

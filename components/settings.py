@@ -319,6 +319,15 @@ class RegisterSettings(Block):
     """Alias that the new version gets."""
 
 
+class GateSettings(Block):
+    metrics: Annotated[list[Literal["loss", "perplexity", "mean_complexity"]], Field(min_length=1)] = ["loss"]
+    """On the holdout, lower is better; a challenger must beat the champion in each."""
+    margin: float = Field(default=0.0, ge=0)
+    """By more than this."""
+    register_: Literal["last", "best"] = Field(default="last", alias="register")
+    """Which checkpoint is registered: of the last iteration, or the best by the first of the metrics."""
+
+
 class SealSettings(Block):
     commit: bool = True
     """Commit dvc.lock, params.yaml, metrics, plots and provenance after a successful run of the flow."""
@@ -348,6 +357,7 @@ class Settings(Block):
     finetune: FinetuneSettings
     evaluate: EvaluateSettings
     register_: RegisterSettings = Field(alias="register")
+    gate: GateSettings
     seal: SealSettings = Field(default_factory=SealSettings)
     iterations: dict[str, Iteration]
 

@@ -41,6 +41,7 @@ from ruamel.yaml.error import YAMLError
 
 from components import tables
 from components.errors import Unreachable, UserError
+from components.gate import CHAMPION, PREVIOUS
 from components.settings import PARAMS, Settings, read_params
 from components.stage import SCRATCH, quiet_environment, seconds_file, throughput_file
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 LOCK = Path("dvc.lock")
 PARENT = "mlflow.parentRunId"
+CHAMPIONS = "iterit.champions"
 STAGE, ITERATION, OUTCOME, OUTPUTS = "iterit.stage", "iterit.iteration", "iterit.outcome", "iterit.outputs"
 
 DEFAULTS = {
@@ -458,6 +460,69 @@ def register_checkpoint(
         number = str(holder.version) if holder else _new_version(run, checkpoint, name, tags, metrics)
         client().set_registered_model_alias(name, alias, number)
     return RegisteredVersion(name, number, is_new=holder is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The version that has an alias."""
+
+    number: str
+    tags: dict[str, str]
+
+
+def holder_of(name: str, alias: str) -> Holder | None:
+    """None when no version has the alias."""
+    from mlflow.exceptions import MlflowException
+
+    with answering():
+        try:
+            found = client().get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+    return Holder(str(found.version), dict(found.tags))
+
+
+def has_version(name: str, number: str) -> bool:
+    with answering():
+        return any(str(one.version) == number for one in client().search_model_versions(f"name = '{name}'"))
+
+
+def set_alias(name: str, alias: str, number: str) -> None:
+    with answering():
+        client().set_registered_model_alias(name, alias, number)
+
+
+def tag_version(name: str, number: str, tags: dict[str, str]) -> None:
+    with answering():
+        for key, value in tags.items():
+            client().set_model_version_tag(name, number, key, value)
+
+
+def promote(name: str, number: str, by: str) -> str | None:
+    """Make a version the champion; the one before keeps an alias of its own, and is returned.
+
+    The trace is the registered model's tag iterit.champions: every champion in order, and who made it one.
+    """
+    before = holder_of(name, CHAMPION)
+    if before is not None and before.number == number:
+        return None
+    with answering():
+        trace = json.loads(client().get_registered_model(name).tags.get(CHAMPIONS, "[]"))
+        if before is not None:
+            client().set_registered_model_alias(name, PREVIOUS, before.number)
+        client().set_registered_model_alias(name, CHAMPION, number)
+        client().set_registered_model_tag(name, CHAMPIONS, json.dumps([*trace, {"version": number, "by": by}]))
+    return before.number if before else None
+
+
+def download_version(name: str, number: str, folder: Path) -> Path:
+    """The files of a registered version, below `folder`."""
+    from mlflow.artifacts import download_artifacts
+
+    with answering():
+        return Path(download_artifacts(f"models:/{name}/{number}", dst_path=str(folder), tracking_uri=tracking_uri()))
 
 
 def find_checkpoint(reference: str) -> str:

@@ -97,6 +97,22 @@ def serve(
     serve_schedule(cron, interval)
 
 
+@app.command()
+def promote(version: Annotated[str, typer.Argument(help="Number of a registered version.")]) -> None:
+    """Make a registered version the champion by hand."""
+    from components.register import promote_by_hand
+
+    print(promote_by_hand(version))
+
+
+@app.command()
+def rollback() -> None:
+    """Make the previous champion the champion again."""
+    from components.register import roll_back
+
+    print(roll_back())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; a UserError becomes one line a mistake."""
     try:

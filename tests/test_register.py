@@ -19,9 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from components import tracking
 from components.digests import folder_digest
-from components.register import describe_checkpoint
+from components.errors import UserError
+from components.records import write_records
+from components.register import describe_checkpoint, promote_by_hand, roll_back
 from components.settings import load_settings
-from tests.finished_pipeline import dvc, put_model
+from tests.finished_pipeline import RECORDS, dvc, put_model
+from tests.project import edit_params
 from tests.small_model import make_small_model
 
 
@@ -41,7 +44,7 @@ def project(finished_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def register(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "components.register", "--models", "models", "--metrics", "metrics"]
     return subprocess.run(
-        [*command, "--result", "metrics/register.json"],
+        [*command, "--holdout", "data/holdout.parquet", "--result", "metrics/register.json"],
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
@@ -160,3 +163,61 @@ def test_a_tracking_server_that_is_away_ends_the_stage_in_one_line_that_says_how
     assert "MLFLOW_TRACKING_URI http://127.0.0.1:9" in away.stderr
     assert "`dvc repro register`" in away.stderr
     assert not Path("metrics/register.json").exists()
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------------
+
+
+def version_of(alias: str) -> str | None:
+    holder = tracking.holder_of("iterit", alias)
+    return holder.number if holder else None
+
+
+def retrained(folder: Path, tmp_path: Path, seed: int, loss: float) -> str:
+    """Another checkpoint, registered; what the stage printed of the gate."""
+    put_model(folder, "2", make_small_model(tmp_path / str(seed), seed=seed), loss=loss)
+    done = register(folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_only_a_model_that_beats_the_champion_takes_its_place(project: Path, tmp_path: Path) -> None:
+    assert retrained(project, tmp_path, 11, 2.0) == "gate: champion: there was no champion"
+    worse = retrained(project, tmp_path, 12, 2.5)
+    assert worse == "gate: not the champion: does not beat version 1 by 0: loss 2.5 against 2"
+    assert (version_of("champion"), version_of("challenger"), version_of("previous_champion")) == ("1", "2", None)
+    assert retrained(project, tmp_path, 13, 1.5) == "gate: champion: beats version 1: loss 1.5 against 2"
+    assert (version_of("champion"), version_of("challenger"), version_of("previous_champion")) == ("3", "3", "1")
+    tags = tracking.client().get_model_version("iterit", "2").tags
+    assert json.loads(tags["iterit.gate"])["champion"] == {"loss": 2.0}
+    edit_params(project, {"gate": {"margin": 0.5}})
+    assert "does not beat version 3 by 0.5" in retrained(project, tmp_path, 14, 1.1)
+
+
+def test_the_champion_is_evaluated_again_on_another_holdout(project: Path, tmp_path: Path) -> None:
+    retrained(project, tmp_path, 11, 0.001)  # a figure that no model has
+    write_records(project / "data/holdout.parquet", RECORDS[3:])
+    line = retrained(project, tmp_path, 12, 2.0)
+    assert line.startswith("gate: champion: beats version 1: loss 2 against 6.")
+    decision = json.loads((project / ".iterit/registered.json").read_text())["gate"]
+    assert decision["evaluated_again"]
+
+
+def test_the_best_checkpoint_is_registered_when_that_is_asked_for(project: Path) -> None:
+    assert describe_checkpoint(load_settings(), Path("models"), Path("metrics"))["iteration"] == "2"
+    edit_params(project, {"gate": {"register": "best"}})
+    evaluated = project / "metrics/evaluate/1.json"
+    evaluated.write_text(json.dumps({**json.loads(evaluated.read_text()), "loss": 0.5}))
+    assert describe_checkpoint(load_settings(), Path("models"), Path("metrics"))["iteration"] == "1"
+
+
+def test_promotion_and_rollback_by_hand_leave_a_trace(project: Path, tmp_path: Path) -> None:
+    for seed, loss in ((11, 2.0), (12, 2.5)):
+        retrained(project, tmp_path, seed, loss)
+    assert promote_by_hand("2") == "iterit version 2 is the champion; before it was version 1"
+    assert roll_back() == "iterit version 1 is the champion; before it was version 2"
+    assert version_of("previous_champion") == "2"
+    trace = json.loads(tracking.client().get_registered_model("iterit").tags["iterit.champions"])
+    assert trace == [{"version": "1", "by": "gate"}, {"version": "2", "by": "hand"}, {"version": "1", "by": "hand"}]
+    with pytest.raises(UserError, match="iterit has no version 9"):
+        promote_by_hand("9")

@@ -56,7 +56,7 @@ def decide(
 
 
 def choose(holdouts: Mapping[str, Mapping[str, float]], settings: GateSettings) -> str:
-    """The iteration whose checkpoint is registered: the last, or the best by the first metric, the earlier of equals."""
+    """The iteration whose checkpoint is registered: the last, or the earliest of the best by the first metric."""
     if settings.register_ == "last":
         return list(holdouts)[-1]
     return min(holdouts, key=lambda key: holdouts[key][settings.metrics[0]])

@@ -88,7 +88,10 @@ def test_the_flow_and_a_bare_dvc_repro_leave_the_same_records(project: Path) -> 
     done = dvc(project, "repro", "--quiet", "--single-item", "register")
     bare = json.loads(Path(".iterit/registered.json").read_text())
     # nothing but the stage's own line: no migration of MLflow's store, no warning
-    assert done.stdout.splitlines() == ["register: iterit version 1: registered; alias latest_iterit"]
+    assert done.stdout.splitlines() == [
+        "register: iterit version 1: registered; alias latest_iterit",
+        "gate: champion: there was no champion",
+    ]
     assert done.stderr == ""
     settings = load_settings()
     run = tracking.start_pipeline_run(settings)
@@ -96,7 +99,10 @@ def test_the_flow_and_a_bare_dvc_repro_leave_the_same_records(project: Path) -> 
         tracking.record_stage(run, stage)
     result = Path("metrics/register.json").read_bytes()
     again = register(project, ITERIT_PIPELINE_RUN=run.run_id)
-    said = ["register: iterit version 1: already registered, not again; alias latest_iterit"]
+    said = [
+        "register: iterit version 1: already registered, not again; alias latest_iterit",
+        "gate: champion: is the champion already",
+    ]
     assert again.stdout.splitlines() == said
     assert Path("metrics/register.json").read_bytes() == result
     tracking.record_stage(run, "register")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -114,13 +115,17 @@ def _record_ids(record_id: str | None, text: str | None, file: Path | None) -> l
 
 
 @app.command()
-def verify(reference: Annotated[str, REFERENCE] = "") -> None:
+def verify(
+    reference: Annotated[str, REFERENCE] = "",
+    replay: Annotated[str | None, typer.Option(metavar="N", help="Make iteration N again from its inputs.")] = None,
+) -> None:
     """Compute every digest along a checkpoint's chain anew; exit code 1 at the first that is another."""
     from components import audit
+    from components.replay import replay as make_again
 
     last = audit.last_checkpoint() if not reference else audit.find_checkpoint(reference)
     count = 0
-    for check in audit.verify(last):
+    for check in itertools.chain(audit.verify(last), make_again(last.snapshot, replay) if replay else ()):
         print(check)
         if not check.holds:
             raise typer.Exit(1)

@@ -98,6 +98,8 @@ def test_a_run_ends_sealed_and_the_audit_holds(finished: tuple[Path, str]) -> No
         assert found["checkpoint"] == message["checkpoint"]
         assert [step["iteration"] for step in found["iterations"]] == ["1", "2"]
         assert found["iterations"][0]["code"]["clean"]
+    again = iterit(folder, "audit", "verify", "--replay", "1").splitlines()
+    assert any(line.startswith("ok        models/1 made again") for line in again)
 
 
 def test_a_run_that_finds_nothing_new_registers_nothing(project: Path) -> None:

@@ -1,0 +1,74 @@
+"""Makes an iteration again from what was recorded as its inputs, in a folder of its own, and compares what comes out."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from components.audit import Check
+from components.errors import UserError
+from components.history import WORKSPACE, Snapshot
+from components.provenance import CODE, digest_of
+from components.stage import SCRATCH
+from components.training_state import STATES
+
+STAGES = ("score", "select", "finetune")
+
+
+def replay(snapshot: Snapshot, iteration: str) -> Iterator[Check]:
+    """Run the iteration's stages again, with the code and parameters of the snapshot; one check an output.
+
+    Raises UserError when an input is nowhere, or a stage fails.
+    """
+    SCRATCH.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="replay-") as place:
+        folder = Path(place).resolve()
+        _place_code(snapshot, folder)
+        if STATES.is_dir():
+            (folder / STATES).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(STATES, folder / STATES)  # the stage takes away those that it does not need
+        for name in STAGES:
+            yield from _replay_stage(snapshot, f"{name}@{iteration}", folder)
+
+
+def _place_code(snapshot: Snapshot, folder: Path) -> None:
+    names = [*CODE, "params.yaml"]
+    if snapshot.ref != WORKSPACE:
+        archive = subprocess.run(["git", "archive", snapshot.ref, *names], capture_output=True, check=True).stdout
+        subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+        return
+    for name in names:
+        if Path(name).is_dir():
+            shutil.copytree(name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif Path(name).is_file():
+            shutil.copyfile(name, folder / name)
+
+
+def _replay_stage(snapshot: Snapshot, stage: str, folder: Path) -> Iterator[Check]:
+    statement = snapshot.statements.get(stage)
+    if statement is None:
+        raise UserError(f"{stage}: no statement ({snapshot.ref})")
+    definition = statement["predicate"]["buildDefinition"]
+    for one in definition["resolvedDependencies"]:
+        path = folder / one["name"]
+        if "sha256" not in one.get("digest", {}) or path.exists():
+            continue
+        source = snapshot.find(one["name"])
+        if source is None or digest_of(source) != one["digest"]["sha256"]:
+            raise UserError(f"{one['name']}: not as {stage} read it, here, in DVC's cache or on its remote")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(source.resolve())
+    command = [sys.executable, *shlex.split(definition["externalParameters"]["command"])[1:]]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        raise UserError(f"{stage} failed when it was run again: {last}")
+    for subject in statement["subject"]:
+        path = folder / subject["name"]
+        found = digest_of(path) if path.exists() else None
+        yield Check(f"{subject['name']} made again", subject["digest"]["sha256"], found)

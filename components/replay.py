@@ -1,4 +1,4 @@
-"""Makes an iteration again from what was recorded as its inputs, in a folder of its own, and compares what comes out."""
+"""Makes an iteration again from what was recorded as its inputs, in a folder of its own, and compares the results."""
 
 from __future__ import annotations
 

@@ -24,12 +24,20 @@ class Format(enum.StrEnum):
 
     text = "text"
     json = "json"
+    html = "html"
+
+
+class Plain(enum.StrEnum):
+    """How an answer is printed that has no page."""
+
+    text = "text"
+    json = "json"
 
 
 @app.command()
 def checkpoint(
     reference: Annotated[str, REFERENCE],
-    format_: Annotated[Format, typer.Option("--format", help="text or json.")] = Format.text,
+    format_: Annotated[Format, typer.Option("--format", help="html is one page with every record.")] = Format.text,
     records: Annotated[
         bool, typer.Option("--records", help="All records, not the first ten of each iteration.")
     ] = False,
@@ -37,7 +45,12 @@ def checkpoint(
     """Every record that trained a checkpoint, along the chain from the base model to it."""
     from components import audit
 
-    found = audit.describe(audit.find_checkpoint(reference), every_record=records)
+    found = audit.describe(audit.find_checkpoint(reference), every_record=records or format_ is Format.html)
+    if format_ is Format.html:
+        from components.page import render
+
+        print(render(found))
+        return
     if format_ is Format.json:
         _print_json(found)
         return
@@ -71,13 +84,13 @@ def record(
     file: Annotated[
         Path | None, typer.Option(help="JSON file with a record, or a list of them, in a known shape.")
     ] = None,
-    format_: Annotated[Format, typer.Option("--format", help="text or json.")] = Format.text,
+    format_: Annotated[Plain, typer.Option("--format", help="text or json.")] = Plain.text,
 ) -> None:
     """Every checkpoint that a record trained; why it did not train the others; the last clean one."""
     from components import audit
 
     found = [audit.trace(one) for one in _record_ids(record_id, text, file)]
-    if format_ is Format.json:
+    if format_ is Plain.json:
         _print_json(found)
         return
     for one in found:

@@ -167,3 +167,20 @@ def test_the_statements_tables_exist_for_every_pick(project: Path) -> None:
     snapshot = history.Snapshot(history.WORKSPACE)
     assert pq.read_metadata(str(snapshot.find("data/iterations/1/subset.parquet"))).num_rows == 2
     assert snapshot.iterations == ["1", "2"]
+
+
+def test_the_page_holds_every_record_and_nothing_from_elsewhere(project: Path) -> None:
+    from html.parser import HTMLParser
+
+    page = audit_command(project, "checkpoint", "models/2", "--format", "html")
+    found: list[tuple[str, dict[str, str | None]]] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.append((tag, dict(attrs)))
+
+    Reader().feed(page)
+    assert not [tag for tag, attributes in found if "src" in attributes or tag == "link"]
+    assert sum(tag == "tr" for tag, _ in found) == 1 + 2 * 2
+    assert all(record.id in page for record in RECORDS[:2])
+    assert page.count("<svg") == 1 + 2 * 2

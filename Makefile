@@ -39,7 +39,7 @@ run: setup
 	@$(BIN)/iterit run
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ is what the one before wrote.
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.errors import UserError
-from components.history import WORKSPACE, Snapshot, open_index, snapshots
+from components.history import WORKSPACE, Snapshot, git, open_index, snapshots
 from components.provenance import FOLDER, digest_of
 from components.records import read_records
 
@@ -101,6 +102,7 @@ def describe(checkpoint: Checkpoint, *, every_record: bool = False) -> dict[str,
     return {
         "checkpoint": checkpoint.digest,
         "told_by": snapshot.ref,
+        "sealed": sealed(checkpoint.digest),
         "base_model": {
             "digest": snapshot.made("models/base"),
             "params": _definition(snapshot, "base_model")["externalParameters"]["params"],
@@ -109,6 +111,23 @@ def describe(checkpoint: Checkpoint, *, every_record: bool = False) -> dict[str,
             _iteration(snapshot, key, every_record=every_record) for key in snapshot.iterations if int(key) <= last
         ],
     }
+
+
+def sealed(digest: str) -> list[dict[str, Any]]:
+    """What the tags of the runs that registered the checkpoint say: the tag, MLflow's run, Prefect's flow run."""
+    try:
+        names = git("tag", "--list", "iterit/*").split()
+    except subprocess.CalledProcessError:
+        return []
+    found = []
+    for name in names:
+        try:
+            message = json.loads(git("tag", "--list", "--format=%(contents)", name))
+        except json.JSONDecodeError:
+            continue  # somebody else's tag
+        if message.get("checkpoint") == digest:
+            found.append({"tag": name, **message})
+    return found
 
 
 def _definition(snapshot: Snapshot, stage: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ PAGE = """<!doctype html>
 </style></head><body>
 <h1>What trained this checkpoint</h1>
 <p><code>{{ found.checkpoint }}</code>, told by {{ found.told_by }}</p>
-<svg role="img" aria-label="chain" width="{{ 190 * (found.iterations | length + 1) }}" height="70">
+{% for one in found.sealed %}<p>Registered as {{ one.tag }}: MLflow run <code>{{ one.mlflow_run }}</code>, Prefect flow run <code>{{ one.prefect_flow_run }}</code></p>
+{% endfor %}<svg role="img" aria-label="chain" width="{{ 190 * (found.iterations | length + 1) }}" height="70">
 {%- for box in chain %}
  {%- if not loop.first %}<path d="M{{ 190 * loop.index0 - 30 }} 33 h26 m-7 -5 l7 5 l-7 5" fill="none" stroke="#5b6b7c"/>{% endif %}
  <rect x="{{ 190 * loop.index0 + 1 }}" y="8" width="156" height="50" rx="6" fill="#e8eef5" stroke="#8795a5"/>

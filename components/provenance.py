@@ -116,6 +116,14 @@ def make_statement(stage: Stage) -> dict[str, Any]:
     }
 
 
+def read_subjects(stage: str) -> dict[str, str]:
+    """Path -> SHA-256 of what a stage's statement in the workspace is about; empty where it has none yet."""
+    file = Path(FOLDER) / f"{stage}.json"
+    if not file.is_file():
+        return {}
+    return {one["name"]: one["digest"]["sha256"] for one in tables.read_json(file)["subject"]}
+
+
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, or of a folder by its files."""
     return folder_digest(path) if path.is_dir() else file_digest(path)

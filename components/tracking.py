@@ -42,6 +42,7 @@ from ruamel.yaml.error import YAMLError
 from components import tables
 from components.errors import Unreachable, UserError
 from components.gate import CHAMPION, PREVIOUS
+from components.provenance import read_subjects
 from components.settings import PARAMS, Settings, read_params
 from components.stage import SCRATCH, quiet_environment, seconds_file, throughput_file
 
@@ -188,6 +189,7 @@ def record_stage(
         tags[ITERATION] = key or "base"
     tags |= {f"dvc.dep.{path}": md5 for path, md5 in entry.dependencies.items()}
     tags |= {f"dvc.out.{path}": md5 for path, md5 in entry.outputs.items()}
+    tags |= {f"sha256.{path}": digest for path, digest in read_subjects(stage).items()}
     with answering():
         if _is_recorded(run, stage, digest):
             return

@@ -31,6 +31,8 @@ def _interrupt() -> None:
 
 def keep_serving(deployment: RunnerDeployment) -> None:
     """Run the deployment when it is due, one run at a time, until SIGTERM or Ctrl-C."""
+    # a shell starts what it puts into the background with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     runner = QuietRunner(limit=1)
     runner.add_deployment(deployment)
     with suppress(KeyboardInterrupt):

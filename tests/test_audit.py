@@ -14,7 +14,7 @@ import pytest
 from components import audit, history, provenance, tables
 from components.digests import folder_digest
 from components.errors import UserError
-from tests.finished_pipeline import RECORDS, commit
+from tests.finished_pipeline import RECORDS, commit, dvc
 from tests.project import WHEN, call
 
 
@@ -121,6 +121,20 @@ def test_earlier_runs_are_found_although_the_workspace_has_moved_on(project: Pat
     assert difference["overlap"][1] == {"iteration": "2", "common": 1, "jaccard": 0.333333}
     checks = list(audit.verify(audit.find_checkpoint(first)))
     assert all(check.holds for check in checks), [str(check) for check in checks if not check.holds]
+
+
+def test_tables_of_an_earlier_run_come_from_the_remote_when_the_cache_is_gone(project: Path, tmp_path: Path) -> None:
+    dvc(project, "remote", "add", "--default", "store", str(tmp_path / "store"))
+    dvc(project, "push", "--quiet")
+    sealed = seal(project, "first")
+    digest = folder_digest(Path("models/2"))
+    shutil.rmtree(".dvc/cache")
+    for path in ("models/2", "data/iterations/2"):
+        shutil.rmtree(path)
+    checkpoint = audit.find_checkpoint(digest)
+    assert checkpoint.digest == digest
+    told = audit.describe(audit.Checkpoint(digest, history.Snapshot(sealed), "2"))
+    assert [pick["id"] for pick in told["iterations"][1]["picks"]] == [record.id for record in RECORDS[:2]]
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_a_run_ends_sealed_and_the_audit_holds(finished: tuple[Path, str]) -> No
         assert found["checkpoint"] == message["checkpoint"]
         assert [step["iteration"] for step in found["iterations"]] == ["1", "2"]
         assert found["iterations"][0]["code"]["clean"]
+        assert found["sealed"] == [{"tag": "iterit/iterit/v1", **message}]
     again = iterit(folder, "audit", "verify", "--replay", "1").splitlines()
     assert any(line.startswith("ok        models/1 made again") for line in again)
 
@@ -238,7 +239,8 @@ def test_ctrl_c_ends_the_stage_and_says_how_to_go_on(project: Path) -> None:
 
 
 def test_a_schedule_fires_and_ends_on_sigterm(project: Path) -> None:
-    server = start(project, ["python", "-m", "flows.cli", "serve", "--interval", "10s"])
+    # as a shell starts what it puts into the background: SIGINT is ignored
+    server = start(project, ["sh", "-c", "trap '' INT; exec python -m flows.cli serve --interval 10s"])
     done = "select state_name from flow_run where deployment_id is not null and state_type = 'COMPLETED'"
     try:
         wait_for(lambda: query(project, ".prefect/prefect.db", done), server)

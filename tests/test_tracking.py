@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from components import tracking
+from components.digests import file_digest
 from components.errors import Unreachable, UserError
 from components.settings import load_settings
 from components.stage import seconds_file
@@ -79,7 +80,7 @@ def test_a_child_run_has_the_stage_s_parameters_metrics_tables_and_hashes(projec
     stages = children(recorded_run())
     score = stages["score@2"]
     assert score.data.params["score.max_length"] == "512"
-    assert not any(key.startswith("select") for key in score.data.params)
+    assert [key for key in score.data.params if key.startswith("select")] == ["select.strategy"]
     assert score.data.metrics["records"] == 4
     assert history(score.info.run_id, "mean_complexity") == [(2, 0.3679)]
     assert score.data.tags["iterit.stage"] == "score@2"
@@ -90,6 +91,8 @@ def test_a_child_run_has_the_stage_s_parameters_metrics_tables_and_hashes(projec
         score.data.tags["dvc.out.data/iterations/2/scores.parquet"] == entry.outputs["data/iterations/2/scores.parquet"]
     )
     assert len(score.data.tags["iterit.outputs"]) == 64
+    digest = file_digest(Path("data/iterations/2/scores.parquet"))
+    assert score.data.tags["sha256.data/iterations/2/scores.parquet"] == digest
     assert files(score.info.run_id) == {
         "data/iterations/2/scores.parquet",
         "data/iterations/2/scores.csv",

@@ -54,8 +54,8 @@ def print_summary(settings: Settings, *, new: bool) -> None:
             f"registered   {registered['model']} version {registered['version']}: "
             f"models:/{registered['model']}@{registered['alias']}"
         )
-        gate = registered["gate"]
-        console.print(f"gate         {'champion' if gate['promoted'] else 'not the champion'}: {gate['reason']}")
+        if gate := registered.get("gate"):  # not there in what an earlier version wrote
+            console.print(f"gate         {'champion' if gate['promoted'] else 'not the champion'}: {gate['reason']}")
     pages = {
         f"MLflow       {_command('mlflow')} server --workers 1": "http://127.0.0.1:5000",
         f"Prefect      {_command('prefect')} server start": "http://127.0.0.1:4200",

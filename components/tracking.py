@@ -189,7 +189,8 @@ def record_stage(
         tags[ITERATION] = key or "base"
     tags |= {f"dvc.dep.{path}": md5 for path, md5 in entry.dependencies.items()}
     tags |= {f"dvc.out.{path}": md5 for path, md5 in entry.outputs.items()}
-    tags |= {f"sha256.{path}": digest for path, digest in read_subjects(stage).items()}
+    if stage != "register":  # it is recorded from within, before it has a statement
+        tags |= {f"sha256.{path}": digest for path, digest in read_subjects(stage).items()}
     with answering():
         if _is_recorded(run, stage, digest):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -78,6 +79,8 @@ def start(folder: Path, command: Sequence[str], **settings: str) -> subprocess.P
         command,
         cwd=folder,
         env={**environment(), **settings},
+        # tests may run in the background of a shell, which starts them with SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

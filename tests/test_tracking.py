@@ -97,14 +97,23 @@ def test_a_child_run_has_the_stage_s_parameters_metrics_tables_and_hashes(projec
         "data/iterations/2/scores.parquet",
         "data/iterations/2/scores.csv",
         "metrics/score/2.json",
+        "provenance/score@2.json",
     }
     finetune = stages["finetune@2"]
     assert history(finetune.info.run_id, "step/learning_rate") == [(3, 0.1), (4, 0.05)]
-    assert files(finetune.info.run_id) == {"data/iterations/2/steps.csv", "metrics/finetune/2.json"}
+    assert files(finetune.info.run_id) == {
+        "data/iterations/2/steps.csv",
+        "metrics/finetune/2.json",
+        "provenance/finetune@2.json",
+    }
     assert stages["ingest"].data.metrics["rejected/too_long"] == 0
     assert "iterit.iteration" not in stages["ingest"].data.tags
     evaluate = stages["evaluate@1"]
-    assert files(evaluate.info.run_id) == {"metrics/evaluate/1.json", "samples/1.json"}
+    assert files(evaluate.info.run_id) == {
+        "metrics/evaluate/1.json",
+        "samples/1.json",
+        "provenance/evaluate@1.json",
+    }
     preview = tracking.client().download_artifacts(stages["select@1"].info.run_id, "data/iterations/1/subset.csv")
     assert Path(preview).read_text().splitlines()[0] == '"id","source","prompt","response"'
 

@@ -197,7 +197,7 @@ def test_a_failed_stage_says_why_and_the_run_ends_with_its_exit_code(project: Pa
     (project / "data/incoming/odd.json").unlink()
     assert "models/2" in iterit(project, "run")
     states = task_states(project)
-    assert set(states.values()) == {"Restored", "Cached"}, states  # nothing was computed again
+    assert {name for name, state in states.items() if state == "Ran"} <= {"ingest"}  # nothing else was computed again
 
 
 def test_a_killed_run_leaves_nobody_at_work_and_goes_on_to_the_same_hashes(

@@ -9,6 +9,7 @@ every retraining. Timed is the whole command, with the index up to date and made
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ import pyarrow as pa
 from benchmarks.report import Row
 from components import tables
 from components.digests import file_digest
+from components.provenance import write_bundle
 
 PROJECT = Path(__file__).parent.parent
 TURNS = 5
@@ -65,6 +67,8 @@ def make_history(folder: Path, retrainings: int, subset: int) -> str:
         for stage, name in (("select@1", path), ("finetune@1", "models/1")):
             _statement(folder, stage, {name: outputs[name]})
         (folder / "dvc.lock").write_text(json.dumps(lock))
+        with contextlib.chdir(folder):
+            write_bundle()
         _run(folder, "git", "add", "--all")
         _run(folder, "git", "commit", "--quiet", "--message", f"retraining {number}")
     return ids[0]

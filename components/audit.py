@@ -7,6 +7,7 @@ is what the one before wrote.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from components.provenance import FOLDER, digest_of
 from components.records import read_records
 
 SHORTEST_PREFIX = 8  # hex digits of a digest
+UNKNOWN = "not known: its selection is neither here, in DVC's cache, nor on its remote"
 SHOWN = 10  # records of each iteration, without --records
 LINKED = {  # what each stage must have read as another stage wrote it
     "score": ("data/pool.parquet", "data/iterations/{parent}/candidates.parquet", "models/{parent}"),
@@ -210,7 +212,6 @@ def trace(record: str) -> dict[str, Any]:
     A checkpoint counts as trained by a record also when an iteration before it in its chain was.
     """
     index = open_index()
-    index.row_factory = None
     entries = {
         row[0]: row[1:]
         for row in index.execute(
@@ -233,12 +234,13 @@ def trace(record: str) -> dict[str, Any]:
         told = {"checkpoint": digest, "iteration": iteration, "told_by": ref}
         if used and found:
             told |= dict(zip(("rank", "complexity", "diversity", "score"), found[1:5], strict=True))
+        unknown = sources[0] is None  # its selection table is nowhere: nobody can say that it is clean
         if tainted[ref]:
             affected.setdefault(digest, {**told, "directly": used})
-        else:
+        elif not unknown:
             clean.append((place, int(iteration), digest, ref))
         if not used:
-            reasons.append({**told, "why": _why(found)})
+            reasons.append({**told, "why": UNKNOWN if unknown else _why(found)})
     last_clean = next((one for one in reversed(clean) if one[2] not in affected), None)
     return {
         "record": record,
@@ -249,6 +251,7 @@ def trace(record: str) -> dict[str, Any]:
         "last_clean": {"checkpoint": last_clean[2], "iteration": str(last_clean[1]), "told_by": last_clean[3]}
         if last_clean
         else None,
+        "lost": [ref for (ref,) in index.execute("select ref from snapshot where lost")],
     }
 
 
@@ -335,20 +338,15 @@ def verify(checkpoint: Checkpoint) -> Iterator[Check]:
 
 
 def _verify_statement(snapshot: Snapshot, stage: str) -> Iterator[Check]:
-    """A statement is as dvc.lock has it (MD5), and as git has it where the workspace is the last commit's."""
-    import hashlib
-
+    """A statement is as dvc.lock has it, by MD5."""
     path = f"{FOLDER}/{stage}.json"
-    text = snapshot.read(path)
+    text = snapshot.statement_texts[path]
     md5 = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
     yield Check(path, snapshot.hashes.get(path, "nothing in dvc.lock"), md5)
-    _definition(snapshot, stage)
 
 
 def _verify_artifact(snapshot: Snapshot, path: str, recorded: str) -> Check:
     if snapshot.ref != WORKSPACE and snapshot.has(path):  # a small file that git holds
-        import hashlib
-
         return Check(path, recorded, hashlib.sha256(snapshot.read(path).encode()).hexdigest())
     file = snapshot.find(path)
     return Check(path, recorded, digest_of(file) if file else None)

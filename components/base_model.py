@@ -164,6 +164,7 @@ def load_gguf(file: Path, scratch: Path, *, name: str) -> tuple[Any, Any]:
             trust_remote_code=False,
         )
         weights.unlink()
+    # NotImplementedError: gguf's word for a quantization that it cannot undo
     except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
         raise UserError(f"{name}: not a GGUF model that transformers can read: {_first_line(error)}") from error
     finally:

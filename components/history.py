@@ -1,6 +1,6 @@
-"""The project's history as the audit reads it: the workspace, and every commit that holds provenance statements.
+"""The project's history as the audit reads it: the workspace, and every commit that changed dvc.lock.
 
-Nothing here is a source of its own: the statements (provenance/), dvc.lock and git's history say everything. The index
+Nothing here is a source of its own: the statements, dvc.lock and git's history say everything. The index
 in .iterit/audit.sqlite only makes the question "where was this record?" fast, and is rebuilt from them.
 """
 
@@ -10,7 +10,6 @@ import functools
 import json
 import sqlite3
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ from ruamel.yaml import YAML
 
 from components.digests import file_digest
 from components.errors import UserError
-from components.provenance import FOLDER, digest_of
+from components.provenance import BUNDLE, FOLDER, digest_of, read_bundle, stage_of
 from components.stage import SCRATCH
 
 WORKSPACE = "workspace"
 INDEX = SCRATCH / "audit.sqlite"
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 CACHE = Path(".dvc/cache/files/md5")
 
 
@@ -41,13 +40,30 @@ class Snapshot:
     def statements(self) -> dict[str, dict[str, Any]]:
         """Statement of each stage. Raises UserError for a file that is none."""
         found = {}
-        for path in self._statement_files():
+        for path, text in self.statement_texts.items():
             try:
-                statement = json.loads(self.read(path))
-                found[statement["predicate"]["buildDefinition"]["externalParameters"]["stage"]] = statement
-            except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+                found[stage_of(text)] = json.loads(text)
+            except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path} ({self.ref}): not a statement: {error}") from error
         return found
+
+    @functools.cached_property
+    def statement_texts(self) -> dict[str, str]:
+        """Path of each statement -> its text: of the workspace's file, or of the commit's bundle or DVC's cache."""
+        if self.ref == WORKSPACE:
+            files = [path.as_posix() for path in sorted(Path(FOLDER).glob("*.json"))]
+            return {file: self.read(file) for file in files}
+        if self.has(BUNDLE):
+            return read_bundle(self.read(BUNDLE))
+        # committed by hand, after `dvc repro`
+        recorded = sorted(path for path in self.hashes if path.startswith(f"{FOLDER}/"))
+        stored = ((path, self._stored(path)) for path in recorded)
+        return {path: file.read_text(encoding="utf-8") for path, file in stored if file}
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has statements, and they are neither in git, in DVC's cache, nor on its remote."""
+        return not self.statement_texts and any(path.startswith(f"{FOLDER}/") for path in self.hashes)
 
     @functools.cached_property
     def hashes(self) -> dict[str, str]:
@@ -55,11 +71,6 @@ class Snapshot:
         lock = YAML(typ="safe", pure=False).load(self.read("dvc.lock")) or {}
         stages = (lock.get("stages") or {}).values()
         return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs") or ()}
-
-    def _statement_files(self) -> list[str]:
-        if self.ref == WORKSPACE:
-            return sorted(path.as_posix() for path in Path(FOLDER).glob("*.json"))
-        return git("ls-tree", "--name-only", self.ref, f"{FOLDER}/").split()
 
     def read(self, path: str) -> str:
         """A small file that git holds. Raises UserError when it is not there."""
@@ -69,6 +80,8 @@ class Snapshot:
             )
         except (FileNotFoundError, subprocess.CalledProcessError):
             raise UserError(f"{path}: not there ({self.ref})") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} ({self.ref}): not text: {error}") from error
 
     def has(self, path: str) -> bool:
         if self.ref == WORKSPACE:
@@ -90,19 +103,30 @@ class Snapshot:
         wanted = self.made(path)
         if Path(path).exists() and digest_of(Path(path)) == wanted:
             return Path(path)
+        return self._stored(path)
+
+    def _stored(self, path: str) -> Path | None:
+        """What dvc.lock names: a file of DVC's cache, or a copy of a folder, or of what is on the remote only."""
         md5 = self.hashes.get(path)
         if md5 is None:
             return None
         cached = CACHE / md5[:2] / md5[2:]
         if cached.is_file() and not md5.endswith(".dir"):
             return cached
-        return self._from_dvc(path)
+        from dvc.exceptions import DvcException
 
-    def _from_dvc(self, path: str) -> Path | None:
-        """What `dvc get` brings: of a folder in the cache, and of anything that is on the remote only."""
         place = Path(tempfile.mkdtemp(dir=SCRATCH)) / Path(path).name
-        command = [sys.executable, "-m", "dvc", "get", "--quiet", "--rev", self.ref, ".", path, "--out", str(place)]
-        return place if subprocess.run(command, capture_output=True).returncode == 0 else None
+        try:
+            self._files.get(path, str(place), recursive=md5.endswith(".dir"))
+        except (DvcException, OSError):
+            return None
+        return place
+
+    @functools.cached_property
+    def _files(self) -> Any:
+        from dvc.api import DVCFileSystem
+
+        return DVCFileSystem(".", rev=self.ref)
 
     @property
     def iterations(self) -> list[str]:
@@ -115,9 +139,9 @@ def git(*arguments: str) -> str:
 
 
 def commits() -> list[str]:
-    """The commits that changed the statements, the newest first."""
+    """The commits that changed dvc.lock, the newest first."""
     try:
-        return git("log", "--all", "--format=%H", "--", FOLDER).split()
+        return git("log", "--all", "--format=%H", "--", "dvc.lock").split()
     except subprocess.CalledProcessError:
         return []
 
@@ -132,7 +156,7 @@ def snapshots() -> Iterator[Snapshot]:
 # --- the index --------------------------------------------------------------------------------------------------------
 
 TABLES = """
-    create table snapshot (ref text primary key);
+    create table snapshot (ref text primary key, lost integer);
     create table checkpoint (digest text, ref text, iteration text, place integer,
                              selection integer, duplicates integer, holdout integer, primary key (digest, ref));
     create table source (id integer primary key, digest text unique);
@@ -168,11 +192,15 @@ def _update(index: sqlite3.Connection) -> None:
     """Add the commits that are not in it, the oldest first, and the workspace as it is now."""
     with index:
         index.execute("delete from checkpoint where ref = ?", [WORKSPACE])
+        # what was nowhere may be there now
+        index.execute("delete from snapshot where lost or ref in (select ref from checkpoint where selection is null)")
+        index.execute("delete from checkpoint where selection is null")
         have = {ref for (ref,) in index.execute("select ref from snapshot")}
         for ref in reversed(commits()):
             if ref not in have:
-                _add(index, Snapshot(ref))
-                index.execute("insert into snapshot values (?)", [ref])
+                snapshot = Snapshot(ref)
+                _add(index, snapshot)
+                index.execute("insert into snapshot values (?, ?)", [ref, snapshot.lost])
         _add(index, Snapshot(WORKSPACE))
 
 

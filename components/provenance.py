@@ -1,7 +1,9 @@
 """What each stage made of what: an in-toto attestation statement a stage, with the SLSA provenance predicate.
 
-`provenance/<stage>.json` is written as the stage's last output. in-toto (https://in-toto.io/Statement/v1) and SLSA
-(https://slsa.dev/provenance/v1) are what build systems sign and verifiers read; here a checkpoint is what is built.
+`provenance/<stage>.json` is written as the stage's last output, and DVC keeps it as it keeps the others. A sealed run
+puts all of them into git besides: `provenance.intoto.jsonl`, in-toto's bundle, has one on each line. in-toto
+(https://in-toto.io/Statement/v1) and SLSA (https://slsa.dev/provenance/v1) are what build systems sign and verifiers
+read; here a checkpoint is what is built.
 
     subject                         outputs: path in the project, SHA-256
     buildDefinition
@@ -34,6 +36,7 @@ from components.settings import read_params
 
 PIPELINE = Path("dvc.yaml")
 FOLDER = "provenance"
+BUNDLE = "provenance.intoto.jsonl"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:iterit:stage:v1"
@@ -114,6 +117,27 @@ def make_statement(stage: Stage) -> dict[str, Any]:
             "runDetails": {"builder": {"id": "urn:iterit", "version": {"iterit": _version("iterit")}}},
         },
     }
+
+
+def write_bundle() -> None:
+    """All statements of the workspace in one file, one on each line, for git to hold."""
+    statements = [tables.read_json(file) for file in sorted(Path(FOLDER).glob("*.json"))]
+    with tables.written_beside(Path(BUNDLE)) as beside:
+        beside.write_text(
+            "".join(json.dumps(statement, ensure_ascii=False) + "\n" for statement in statements), encoding="utf-8"
+        )
+
+
+def read_bundle(text: str) -> dict[str, str]:
+    """Path of each statement -> its text, to the byte, from the text of a bundle."""
+    texts = map(tables.json_text, map(json.loads, text.splitlines()))
+    return {f"{FOLDER}/{stage_of(text)}.json": text for text in texts}
+
+
+def stage_of(statement: str) -> str:
+    """The stage that a statement is of. Raises ValueError, KeyError or TypeError for a text that is none."""
+    stage: str = json.loads(statement)["predicate"]["buildDefinition"]["externalParameters"]["stage"]
+    return stage
 
 
 def read_subjects(stage: str) -> dict[str, str]:

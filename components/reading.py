@@ -1,6 +1,6 @@
 """Reads texts with a model: the mean loss of each over its scored positions, in nats per token.
 
-What makes it fast, measured with 135 million parameters on 2 cores (benchmarks/results.md): the texts of a batch lie
+What makes it fast (`make bench` measures it): the texts of a batch lie
 one after the other in a single row, so that nothing is padded, and attention goes text by text; the output layer is
 computed at scored positions only, a few at a time; the template's opening (system message and all) is computed once
 and reused as keys and values. None of it changes a text's loss by more than rounding, and each short cut is tried on
@@ -24,6 +24,10 @@ SHORTEST_OPENING = 8  # tokens; a shorter one is not worth a cache
 LOGITS_AT_ONCE = 128  # positions; 128 x 49,152 float32 logits are 25 MB, which still fits the last-level cache
 WHOLE_LOGITS_BYTES = 2**29  # where the output layer cannot be called on its own
 PACKED = "iterit_packed"  # name of our attention among those of transformers
+
+
+class UnpackableError(Exception):
+    """A model's attention is more than causal: its texts are padded, not packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,6 @@ def make_reader(model: Any, tokenizer: Any, *, system: str, template: str) -> Re
     with torch.inference_mode():
         openings = [_make_opening(model, first, second) for first, second in kinds]
         head_alone = _head_alone(model, kinds[0][0].ids)
-        # the second text of a kind is another length than the first: both lengths must come out right
         packed = head_alone and all(_packs(model, kind, opening) for kind, opening in zip(kinds, openings, strict=True))
     return Reader(model, tuple(opening for opening in openings if opening), head_alone, packed)
 
@@ -107,7 +110,7 @@ def _head_alone(model: Any, ids: list[int]) -> bool:
 
 
 def _packs(model: Any, texts: Sequence[Encoded], opening: Opening | None) -> bool:
-    """Whether texts in one row give the states that each gives alone; `texts` must be of different lengths."""
+    """Whether two texts of different lengths in one row give the states that each gives alone."""
     import torch
 
     config = model.config.get_text_config()
@@ -116,12 +119,12 @@ def _packs(model: Any, texts: Sequence[Encoded], opening: Opening | None) -> boo
         return False  # short texts would not show it
     skipped = len(opening.ids) if opening else 0
     rests = [text.ids[skipped:] for text in texts]
-    rests[1] = [*rests[1], *rests[0]]
+    rests[1] = [*rests[1], *rests[0]]  # longer than the first
     alone = [_states(model, _tensor([rest], model), opening)[0] for rest in rests]
     try:
         with packed_attention(model):
             together = _packed_states(model, rests, opening)
-    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+    except (UnpackableError, AttributeError, TypeError):  # the last two: layers that do not hand our arguments down
         return False
     tolerance = 1e-3 if together.dtype == torch.float32 else 5e-2
     return _close(torch.cat(alone), together, tolerance)
@@ -297,16 +300,17 @@ def _packed_states(model: Any, rows: Sequence[Sequence[int]], opening: Opening |
     skipped = len(opening.ids) if opening else 0
     ids = _tensor([[token for row in rows for token in row]], model)
     positions = torch.cat([torch.arange(skipped, skipped + len(row)) for row in rows])[None].to(model.device)
-    longest = max(len(row) for row in rows)
-    # of the longest text; the others' are its corners
-    mask = torch.ones(longest, skipped + longest, dtype=torch.bool, device=model.device).tril(skipped)
+    mask = None  # without an opening attention is causal, and needs none
+    if opening is not None:  # of the longest text; the others' are its corners
+        longest = max(len(row) for row in rows)
+        mask = torch.ones(longest, skipped + longest, dtype=torch.bool, device=model.device).tril(skipped)
     return model.base_model(
         input_ids=ids,
         position_ids=positions,
         use_cache=False,
         iterit_lengths=[len(row) for row in rows],
         iterit_layers=opening.layers if opening else None,
-        iterit_mask=mask if opening else None,
+        iterit_mask=mask,
     ).last_hidden_state[0]
 
 
@@ -343,7 +347,7 @@ def _attend_text_by_text(
     import torch
 
     if sliding_window is not None or softcap is not None or attention_mask is not None:
-        raise NotImplementedError
+        raise UnpackableError("a window, a cap or a mask, which this attention does not know")
     attended, first = [], 0
     for length in iterit_lengths:
         place = slice(first, first + length)

@@ -330,7 +330,7 @@ class GateSettings(Block):
 
 class SealSettings(Block):
     commit: bool = True
-    """Commit dvc.lock, params.yaml, metrics, plots and provenance after a successful run of the flow."""
+    """Commit dvc.lock, params.yaml, metrics, plots and the statements after a successful run of the flow."""
     author: str = Field(default="iterit <iterit@localhost>", pattern=r"^[^<>]+ <[^<> ]+>$")
     """Of the commit and the tag."""
     tag: bool = True

@@ -108,7 +108,11 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     with written_beside(path) as beside:
-        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        beside.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

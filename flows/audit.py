@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 import itertools
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,25 +18,12 @@ REFERENCE = typer.Argument(
 )
 
 
-class Format(enum.StrEnum):
-    """How an answer is printed."""
-
-    text = "text"
-    json = "json"
-    html = "html"
-
-
-class Plain(enum.StrEnum):
-    """How an answer is printed that has no page."""
-
-    text = "text"
-    json = "json"
-
-
 @app.command()
 def checkpoint(
     reference: Annotated[str, REFERENCE],
-    format_: Annotated[Format, typer.Option("--format", help="html is one page with every record.")] = Format.text,
+    format_: Annotated[
+        Literal["text", "json", "html"], typer.Option("--format", help="html is one page with every record.")
+    ] = "text",
     records: Annotated[
         bool, typer.Option("--records", help="All records, not the first ten of each iteration.")
     ] = False,
@@ -45,13 +31,13 @@ def checkpoint(
     """Every record that trained a checkpoint, along the chain from the base model to it."""
     from components import audit
 
-    found = audit.describe(audit.find_checkpoint(reference), every_record=records or format_ is Format.html)
-    if format_ is Format.html:
+    found = audit.describe(audit.find_checkpoint(reference), every_record=records or format_ == "html")
+    if format_ == "html":
         from components.page import render
 
         print(render(found))
         return
-    if format_ is Format.json:
+    if format_ == "json":
         _print_json(found)
         return
     print(f"checkpoint  {found['checkpoint']}  (told by {found['told_by']})")
@@ -86,13 +72,13 @@ def record(
     file: Annotated[
         Path | None, typer.Option(help="JSON file with a record, or a list of them, in a known shape.")
     ] = None,
-    format_: Annotated[Plain, typer.Option("--format", help="text or json.")] = Plain.text,
+    format_: Annotated[Literal["text", "json"], typer.Option("--format", help="How to print it.")] = "text",
 ) -> None:
     """Every checkpoint that a record trained; why it did not train the others; the last clean one."""
     from components import audit
 
     found = [audit.trace(one) for one in _record_ids(record_id, text, file)]
-    if format_ is Plain.json:
+    if format_ == "json":
         _print_json(found)
         return
     for one in found:
@@ -103,6 +89,8 @@ def record(
         for other in one["not_used"]:
             where = f"{other['checkpoint'][:16]}  iteration {other['iteration']}"
             print(f"  not used  {where}  {other['why']}  ({other['told_by'][:12]})")
+        for commit in one["lost"]:
+            print(f"  not known  commit {commit[:12]}: its statements are neither in DVC's cache nor on its remote")
         clean = one["last_clean"]
         print(
             f"  last clean checkpoint: {clean['checkpoint']}, iteration {clean['iteration']}"

@@ -47,9 +47,8 @@ def retrain(commit: bool = True) -> State[Any]:
         settings = load_settings()
         check_workspace(settings)
         with workspace_lock():
-            if not commit:
-                settings.seal = settings.seal.model_copy(update={"commit": False})
-            return _retrain(settings)
+            sealing = settings.seal if commit else settings.seal.model_copy(update={"commit": False})
+            return _retrain(settings.model_copy(update={"seal": sealing}))
     except WorkspaceBusyError as busy:
         get_run_logger().warning("%s; this one ends", busy)
         return Completed(name="Busy", message=str(busy), data="busy")

@@ -16,10 +16,11 @@ from typing import Any
 
 from components import tables
 from components.digests import file_digest
+from components.provenance import BUNDLE, write_bundle
 from components.settings import SealSettings
 from components.stage import SCRATCH
 
-RESULTS = ("dvc.lock", "params.yaml", "metrics", "plots", "provenance")
+RESULTS = ("dvc.lock", "params.yaml", "metrics", "plots", BUNDLE)
 INDEX = SCRATCH / "seal.index"
 ROLES = ("AUTHOR", "COMMITTER")
 
@@ -29,6 +30,7 @@ def seal(settings: SealSettings, registered: Path, flow_run: str | None, logger:
     try:
         if settings.commit:
             facts = tables.read_json(registered)
+            write_bundle()
             title = f"Retrain: {facts['model']} version {facts['version']}"
             commit = commit_results(title, settings.author)
             logger.info("sealed: %s", f"commit {commit[:12]}" if commit else "nothing to commit")
@@ -89,8 +91,8 @@ def _identity(author: str) -> dict[str, str]:
     return {f"GIT_{role}_{what}": value for role in ROLES for what, value in (("NAME", name), ("EMAIL", address))}
 
 
-def _git(*arguments: str, check: bool = True, env: dict[str, str] | None = None) -> str:
+def _git(*arguments: str, env: dict[str, str] | None = None) -> str:
     done = subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, check=check, env={**os.environ, **(env or {})}
+        ["git", *arguments], capture_output=True, text=True, check=True, env={**os.environ, **(env or {})}
     )
     return done.stdout.strip()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from components import audit, history, provenance, tables
@@ -26,8 +25,10 @@ def project(finished_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return folder
 
 
-def seal(folder: Path, message: str) -> str:
-    """Commit everything that git takes, as a run's end does."""
+def seal(folder: Path, message: str, *, bundle: bool = True) -> str:
+    """Commit everything that git takes: as a run's end does, or by hand after `dvc repro`."""
+    if bundle:
+        provenance.write_bundle()
     for command in (
         ["add", "--all"],
         ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message],
@@ -35,6 +36,14 @@ def seal(folder: Path, message: str) -> str:
         subprocess.run(["git", *command], cwd=folder, check=True, env={**WHEN, "PATH": "/usr/bin:/bin"})
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+def swap_second_pick() -> None:
+    """Say that the fourth record was the second pick of iteration 2."""
+    selection = Path("data/iterations/2/selection.parquet")
+    rows = tables.read(selection, tables.SELECTION).to_pylist()
+    rows = [{**row, "id": RECORDS[3].id if row["rank"] == 2 else row["id"]} for row in rows]
+    tables.write(selection, tables.pa.Table.from_pylist(rows, schema=tables.SELECTION), tables.SELECTION)
 
 
 def audit_command(folder: Path, *arguments: str, expect: int = 0) -> str:
@@ -101,10 +110,7 @@ def test_a_record_s_whereabouts_are_told_with_the_reason(project: Path) -> None:
 def test_earlier_runs_are_found_although_the_workspace_has_moved_on(project: Path, small_model: Path) -> None:
     first = folder_digest(Path("models/2"))
     sealed = seal(project, "first")
-    selection = Path("data/iterations/2/selection.parquet")
-    rows = tables.read(selection, tables.SELECTION).to_pylist()
-    rows = [{**row, "id": RECORDS[3].id if row["rank"] == 2 else row["id"]} for row in rows]
-    tables.write(selection, tables.pa.Table.from_pylist(rows, schema=tables.SELECTION), tables.SELECTION)
+    swap_second_pick()
     (project / "models/2/README.md").write_text("another one")
     commit(project)
     second = folder_digest(Path("models/2"))
@@ -124,6 +130,8 @@ def test_earlier_runs_are_found_although_the_workspace_has_moved_on(project: Pat
 
 
 def test_tables_of_an_earlier_run_come_from_the_remote_when_the_cache_is_gone(project: Path, tmp_path: Path) -> None:
+    swap_second_pick()
+    commit(project)
     dvc(project, "remote", "add", "--default", "store", str(tmp_path / "store"))
     dvc(project, "push", "--quiet")
     sealed = seal(project, "first")
@@ -133,8 +141,37 @@ def test_tables_of_an_earlier_run_come_from_the_remote_when_the_cache_is_gone(pr
         shutil.rmtree(path)
     checkpoint = audit.find_checkpoint(digest)
     assert checkpoint.digest == digest
+    shutil.move(tmp_path / "store", tmp_path / "away")
+    lost = audit.trace(RECORDS[3].id)
+    assert [one["why"] for one in lost["not_used"] if one["iteration"] == "2"] == [audit.UNKNOWN] * 2
+    assert lost["last_clean"]["iteration"] == "1"
+    shutil.move(tmp_path / "away", tmp_path / "store")
+    known = audit.trace(RECORDS[3].id)
+    assert [(one["checkpoint"], one["told_by"]) for one in known["trained"]] == [(digest, sealed)]
+    assert known["last_clean"]["iteration"] == "1"
     told = audit.describe(audit.Checkpoint(digest, history.Snapshot(sealed), "2"))
-    assert [pick["id"] for pick in told["iterations"][1]["picks"]] == [record.id for record in RECORDS[:2]]
+    assert [pick["id"] for pick in told["iterations"][1]["picks"]] == [RECORDS[0].id, RECORDS[3].id]
+
+
+def test_a_commit_by_hand_is_told_by_the_cache_or_the_remote_and_said_to_be_lost_without(
+    project: Path, tmp_path: Path
+) -> None:
+    dvc(project, "remote", "add", "--default", "store", str(tmp_path / "store"))
+    dvc(project, "push", "--quiet")
+    committed = seal(project, "first", bundle=False)
+    digest = folder_digest(Path("models/2"))
+    shutil.rmtree("provenance")
+    found = audit.find_checkpoint(digest)
+    assert (found.digest, found.snapshot.ref) == (digest, committed)
+    shutil.rmtree(".dvc/cache")
+    assert audit.find_checkpoint(digest).snapshot.ref == committed
+    shutil.move(tmp_path / "store", tmp_path / "away")
+    assert audit.trace(RECORDS[1].id)["lost"] == [committed]
+    assert f"commit {committed[:12]}: its statements are neither" in audit_command(project, "record", RECORDS[1].id)
+    shutil.move(tmp_path / "away", tmp_path / "store")
+    known = audit.trace(RECORDS[1].id)
+    assert not known["lost"]
+    assert [one["told_by"] for one in known["trained"]] == [committed] * 2
 
 
 @pytest.mark.parametrize(
@@ -175,12 +212,6 @@ def test_the_command_answers_in_text_and_json(project: Path) -> None:
     assert json.loads(audit_command(project, "diff", "models/1", "models/2"))["params"] == {}
     line = "error: xyz: a record's id is 32 hex digits\n"
     assert audit_command(project, "record", "xyz", expect=2) == line
-
-
-def test_the_statements_tables_exist_for_every_pick(project: Path) -> None:
-    snapshot = history.Snapshot(history.WORKSPACE)
-    assert pq.read_metadata(str(snapshot.find("data/iterations/1/subset.parquet"))).num_rows == 2
-    assert snapshot.iterations == ["1", "2"]
 
 
 def test_the_page_holds_every_record_and_nothing_from_elsewhere(project: Path) -> None:

@@ -166,7 +166,7 @@ def test_the_scores_are_the_formula_s_on_other_architectures(loaded: tuple[Any, 
     assert_equals_plain_loop(table, list(plain_loop(RECORDS, model, tokenizer)))
     reader = make_reader(model, tokenizer, system=SYSTEM, template="chat")
     assert reader.head_alone == (kind == "absolute positions")
-    assert not reader.packed or reader.head_alone
+    assert reader.packed == (kind == "absolute positions")
 
 
 def test_the_short_cuts_are_taken_where_they_are_right(loaded: tuple[Any, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from components import tables
+from components.provenance import BUNDLE
 from flows.seal import commit_results, tag_version
 
 AUTHOR = "iterit <iterit@localhost>"
@@ -36,14 +37,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_only_the_results_are_committed_and_what_is_staged_stays_staged() -> None:
     Path("dvc.lock").write_text("second\n")
-    tables.write_json(Path("provenance/score@1.json"), {})
+    Path(BUNDLE).write_text("{}\n")
     Path("code.py").write_text("changed\n")
     Path("staged.py").write_text("changed\n")
     git("add", "staged.py")
     commit = commit_results("Retrain: my model version 3", AUTHOR)
     assert commit == git("rev-parse", "HEAD")
     assert git("log", "-1", "--format=%an <%ae> %s") == f"{AUTHOR} Retrain: my model version 3"
-    assert git("show", "--format=", "--name-only", "HEAD").split() == ["dvc.lock", "provenance/score@1.json"]
+    assert git("show", "--format=", "--name-only", "HEAD").split() == ["dvc.lock", BUNDLE]
     assert git("status", "--porcelain").splitlines() == ["M code.py", "M  staged.py"]
     assert git("symbolic-ref", "HEAD") == "refs/heads/main"
 

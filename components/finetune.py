@@ -213,6 +213,7 @@ def run_worker(options: argparse.Namespace, settings: FinetuneSettings, system: 
     passes = 3 if settings.lora is None else 2  # forward, and gradients of activations and, unless frozen, of weights
     operations = passes * forward_operations(model, tokens, scored)  # now: ZeRO-3 will share the weights out
     train_iteration(examples, model, settings, parent_state=options.parent_state, scratch=scratch, what=what)
+    torch.distributed.destroy_process_group()  # a process whose threads outlive Python may end with SIGABRT
     if int(os.environ["RANK"]) == 0:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tables.write_json(

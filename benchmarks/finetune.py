@@ -1,8 +1,8 @@
 """Fine-tuning against a plain Trainer: batches of one record, padded to max_length.
 
 The stage itself, DeepSpeed and all, beside transformers.Trainer as it comes, over the same records with the same
-threads, in turns and in processes of their own. Rates are real tokens (no padding) per second of the optimizer steps
-after the first, which warms up.
+threads, in turns and in processes of their own. Rates are real tokens (no padding) per second of the optimizer steps,
+the first, which warms up, among them.
 
     python -m benchmarks.finetune --model models/base --alpaca FILE --records 16
 """
@@ -32,7 +32,7 @@ TURNS = 3
 PROJECT = Path(__file__).parent.parent
 
 
-def the_stage(folder: Path, records: Sequence[Record]) -> dict[str, float]:
+def the_stage(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
     """Run the stage over `records` in a project folder of its own; what it says of its speed."""
     place = Path(tempfile.mkdtemp(dir=folder))
     for name in ("components", "conf"):
@@ -54,9 +54,16 @@ def the_stage(folder: Path, records: Sequence[Record]) -> dict[str, float]:
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     subprocess.run([sys.executable, "-m", "components.finetune", *words], cwd=place, check=True, stderr=subprocess.PIPE)
-    found: dict[str, float] = tables.read_json(place / ".iterit/throughput/finetune@1.json")
+    found: dict[str, Any] = tables.read_json(place / ".iterit/throughput/finetune@1.json")
     shutil.rmtree(place)
     return found
+
+
+def warm_share(told: dict[str, Any]) -> float:
+    """The share of the GEMM rate once memory is warm: of the median step in the later half."""
+    rates = list(told["steps"].values())
+    warm: float = told["share_of_gemm"] * statistics.median(rates[len(rates) // 2 :]) / told["tokens_per_second"]
+    return warm
 
 
 def plain_trainer(folder: Path, records: Sequence[Record], batch_size: int, max_length: int) -> float:
@@ -83,11 +90,14 @@ def _plain_trainer(model: str, records: Sequence[Record], batch_size: int, max_l
                 "labels": torch.tensor([-100] * text.start + text.ids[text.start :] + [-100] * padding),
             }
         )
-    ends: list[float] = []
+    seconds: list[float] = []
 
     class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            seconds.append(-time.perf_counter())
+
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
+            seconds[-1] += time.perf_counter()
 
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
@@ -103,7 +113,7 @@ def _plain_trainer(model: str, records: Sequence[Record], batch_size: int, max_l
         )
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         Trainer(model=loaded, args=arguments, train_dataset=rows, callbacks=[Clock()]).train()
-    return sum(len(text.ids) for text in texts[batch_size:]) / (ends[-1] - ends[0])
+    return sum(len(text.ids) for text in texts) / sum(seconds)
 
 
 def run(model: Path, records: Sequence[Record], turns: int = TURNS) -> list[Row]:
@@ -131,6 +141,9 @@ def run(model: Path, records: Sequence[Record], turns: int = TURNS) -> list[Row]
             None,
             "",
             "0.6",
+        ),
+        Row(
+            f"{of}: the same in the later half of the steps", statistics.median(map(warm_share, ours)), None, "", "0.6"
         ),
         Row(f"{of}: peak memory", max(one["peak_memory_bytes"] for one in ours) / 2**30, None, "GiB", ""),
     ]

@@ -9,7 +9,8 @@ import re
 import socket
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from components.errors import UserError
@@ -26,7 +27,8 @@ def prepare_deepspeed() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else accelerate says that it sets it
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
+    with without("mlflow"):  # its autotuner asks whether there is one, for 2 s
+        import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
     if "RANK" in os.environ:
@@ -34,6 +36,19 @@ def prepare_deepspeed() -> None:
             deepspeed.init_distributed()
     # "Gradient accumulation steps mismatch": Trainer leaves the number to DeepSpeed's configuration
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+@contextmanager
+def without(module: str) -> Iterator[None]:
+    """A module that is not installed as long as the block; what is imported in it does without."""
+    before = sys.modules.get(module)
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+        if before is not None:
+            sys.modules[module] = before
 
 
 def build_extension() -> None:

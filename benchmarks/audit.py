@@ -58,14 +58,15 @@ def make_history(folder: Path, retrainings: int, subset: int) -> str:
         path = "data/iterations/1/selection.parquet"
         tables.write(folder / path, table, tables.SELECTION)
         content = (folder / path).read_bytes()
-        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        md5 = _md5(content)
         place = folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
         outputs = {path: file_digest(folder / path), "models/1": hashlib.sha256(b"%d" % number).hexdigest()}
-        lock["stages"]["select@1"] = {"outs": [{"path": path, "md5": md5}]}
+        recorded = {"select@1": [{"path": path, "md5": md5}], "finetune@1": []}
         for stage, name in (("select@1", path), ("finetune@1", "models/1")):
-            _statement(folder, stage, {name: outputs[name]})
+            recorded[stage].append(_statement(folder, stage, {name: outputs[name]}))
+        lock["stages"] = {stage: {"outs": entries} for stage, entries in recorded.items()}
         (folder / "dvc.lock").write_text(json.dumps(lock))
         with contextlib.chdir(folder):
             write_bundle()
@@ -74,13 +75,20 @@ def make_history(folder: Path, retrainings: int, subset: int) -> str:
     return ids[0]
 
 
-def _statement(folder: Path, stage: str, subject: dict[str, str]) -> None:
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _statement(folder: Path, stage: str, subject: dict[str, str]) -> dict[str, str]:
+    """Write it; its entry of dvc.lock."""
     definition = {"externalParameters": {"stage": stage}, "resolvedDependencies": []}
     statement = {
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in subject.items()],
         "predicate": {"buildDefinition": definition},
     }
-    tables.write_json(folder / f"provenance/{stage}.json", statement)
+    path = f"provenance/{stage}.json"
+    tables.write_json(folder / path, statement)
+    return {"path": path, "md5": _md5((folder / path).read_bytes())}
 
 
 def _run(folder: Path, *command: str) -> str:

@@ -6,8 +6,11 @@ in .iterit/audit.sqlite only makes the question "where was this record?" fast, a
 
 from __future__ import annotations
 
+import atexit
 import functools
+import hashlib
 import json
+import shutil
 import sqlite3
 import subprocess
 import tempfile
@@ -42,23 +45,36 @@ class Snapshot:
         found = {}
         for path, text in self.statement_texts.items():
             try:
-                found[stage_of(text)] = json.loads(text)
+                statement = json.loads(text)
+                found[stage_of(statement)] = statement
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path} ({self.ref}): not a statement: {error}") from error
         return found
 
     @functools.cached_property
     def statement_texts(self) -> dict[str, str]:
-        """Path of each statement -> its text: of the workspace's file, or of the commit's bundle or DVC's cache."""
+        """Path of each statement -> its text: the workspace's file, or what dvc.lock names, bundled or in DVC's cache.
+
+        A commit made by hand after `dvc repro` has no bundle, or that of an earlier run.
+        """
         if self.ref == WORKSPACE:
             files = [path.as_posix() for path in sorted(Path(FOLDER).glob("*.json"))]
             return {file: self.read(file) for file in files}
-        if self.has(BUNDLE):
-            return read_bundle(self.read(BUNDLE))
-        # committed by hand, after `dvc repro`
-        recorded = sorted(path for path in self.hashes if path.startswith(f"{FOLDER}/"))
-        stored = ((path, self._stored(path)) for path in recorded)
-        return {path: file.read_text(encoding="utf-8") for path, file in stored if file}
+        found = {}
+        for path in sorted(path for path in self.hashes if path.startswith(f"{FOLDER}/")):
+            text = self._bundle.get(path, "")
+            if hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() == self.hashes[path]:
+                found[path] = text
+            elif file := self._stored(path):
+                found[path] = file.read_text(encoding="utf-8")
+        return found
+
+    @functools.cached_property
+    def _bundle(self) -> dict[str, str]:
+        try:
+            return read_bundle(self.read(BUNDLE)) if self.has(BUNDLE) else {}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{BUNDLE} ({self.ref}): not a bundle of statements: {error}") from error
 
     @property
     def lost(self) -> bool:
@@ -115,7 +131,7 @@ class Snapshot:
             return cached
         from dvc.exceptions import DvcException
 
-        place = Path(tempfile.mkdtemp(dir=SCRATCH)) / Path(path).name
+        place = Path(tempfile.mkdtemp(dir=_scratch())) / Path(path).name
         try:
             self._files.get(path, str(place), recursive=md5.endswith(".dir"))
         except (DvcException, OSError):
@@ -132,6 +148,15 @@ class Snapshot:
     def iterations(self) -> list[str]:
         keys = (stage.partition("@")[2] for stage in self.statements if stage.startswith("finetune@"))
         return sorted(keys, key=int)
+
+
+@functools.cache
+def _scratch() -> Path:
+    """For copies; gone when this process ends."""
+    SCRATCH.mkdir(exist_ok=True)
+    place = Path(tempfile.mkdtemp(dir=SCRATCH.absolute(), prefix="audit-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
 
 
 def git(*arguments: str) -> str:

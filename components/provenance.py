@@ -130,13 +130,13 @@ def write_bundle() -> None:
 
 def read_bundle(text: str) -> dict[str, str]:
     """Path of each statement -> its text, to the byte, from the text of a bundle."""
-    texts = map(tables.json_text, map(json.loads, text.splitlines()))
-    return {f"{FOLDER}/{stage_of(text)}.json": text for text in texts}
+    statements = map(json.loads, text.splitlines())
+    return {f"{FOLDER}/{stage_of(statement)}.json": tables.json_text(statement) for statement in statements}
 
 
-def stage_of(statement: str) -> str:
-    """The stage that a statement is of. Raises ValueError, KeyError or TypeError for a text that is none."""
-    stage: str = json.loads(statement)["predicate"]["buildDefinition"]["externalParameters"]["stage"]
+def stage_of(statement: dict[str, Any]) -> str:
+    """The stage that a statement is of. Raises KeyError or TypeError for what is none."""
+    stage: str = statement["predicate"]["buildDefinition"]["externalParameters"]["stage"]
     return stage
 
 

@@ -174,6 +174,16 @@ def test_a_commit_by_hand_is_told_by_the_cache_or_the_remote_and_said_to_be_lost
     assert [one["told_by"] for one in known["trained"]] == [committed] * 2
 
 
+def test_a_commit_by_hand_is_not_told_by_the_bundle_of_the_run_before(project: Path) -> None:
+    sealed, before = seal(project, "first"), folder_digest(Path("models/2"))
+    (project / "models/2/README.md").write_text("another one")
+    commit(project)
+    committed = seal(project, "by hand", bundle=False)
+    shutil.rmtree("provenance")
+    assert audit.find_checkpoint(folder_digest(Path("models/2"))).snapshot.ref == committed
+    assert audit.find_checkpoint(before).snapshot.ref == sealed
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -33,6 +33,7 @@ $(VENV)/complete: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	$(BIN)/python -c 'from components.launch import build_extension; build_extension()' >/dev/null
+	$(BIN)/python -c 'from components.strategies.iterit import compile_ahead; compile_ahead()'
 	@touch $@
 
 run: setup

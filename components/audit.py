@@ -340,8 +340,8 @@ def verify(checkpoint: Checkpoint) -> Iterator[Check]:
 def _verify_statement(snapshot: Snapshot, stage: str) -> Iterator[Check]:
     """A statement is as dvc.lock has it, by MD5."""
     path = f"{FOLDER}/{stage}.json"
-    text = snapshot.statement_texts[path]
-    md5 = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+    text = snapshot.statement_texts.get(path)
+    md5 = None if text is None else hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
     yield Check(path, snapshot.hashes.get(path, "nothing in dvc.lock"), md5)
 
 

@@ -211,6 +211,14 @@ def test_one_flipped_byte_is_found(project: Path, path: str) -> None:
     assert "recorded" in last
 
 
+def test_a_statement_that_is_gone_is_found(project: Path) -> None:
+    digest = folder_digest(Path("models/2"))
+    Path("provenance/score@2.json").unlink()
+    last = audit_command(project, "verify", digest, expect=1).splitlines()[-1]
+    assert last.startswith("MISMATCH  provenance/score@2.json")
+    assert last.endswith("found nothing")
+
+
 def test_the_command_answers_in_text_and_json(project: Path) -> None:
     text = audit_command(project, "checkpoint", "models/2")
     assert f"   1  {RECORDS[0].id}  texts" in text

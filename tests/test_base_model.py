@@ -49,7 +49,7 @@ def logits(model: Any) -> torch.Tensor:
     return result
 
 
-def write_gguf(model_folder: Path, file: Path) -> Path:
+def write_gguf(model_folder: Path, file: Path, dtype: str = "float32") -> Path:
     """The small model as llama.cpp would store it: its names, its order of the rotary dimensions, its vocabulary."""
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
@@ -85,7 +85,7 @@ def write_gguf(model_folder: Path, file: Path) -> Path:
             tensor = tensor.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
         stored = names.get_name(name, try_suffixes=(".weight",))
         assert stored is not None, name
-        writer.add_tensor(stored, tensor.contiguous().numpy())
+        writer.add_tensor(stored, tensor.contiguous().numpy().astype(dtype))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -189,6 +189,7 @@ def test_code_that_comes_with_a_model_does_not_run(small_model: Path, tmp_path: 
 def test_a_source_that_is_not_a_model_is_named_in_one_line(small_model: Path, small_gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("not a model")
     (tmp_path / "cut.gguf").write_bytes(small_gguf.read_bytes()[:20_000])
+    write_gguf(small_model, tmp_path / "wide.gguf", "float64")
     (tmp_path / "empty").mkdir()
     cut = copy_of(small_model, tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((small_model / "model.safetensors").read_bytes()[:1000])
@@ -200,6 +201,7 @@ def test_a_source_that_is_not_a_model_is_named_in_one_line(small_model: Path, sm
             ("gguf", "nowhere.gguf", "base_model.path: nowhere.gguf: no such file"),
             ("gguf", "text.gguf", "text.gguf: not a GGUF file"),
             ("gguf", "cut.gguf", "cut.gguf: not a GGUF model"),
+            ("gguf", "wide.gguf", "wide.gguf: not a GGUF model that transformers can read: Dequantization for F64"),
             ("folder", "nowhere", "base_model.path: nowhere: no such folder"),
             ("folder", "empty", "empty: not a Hugging Face model folder: no config.json"),
             ("folder", "cut", "cut: not a causal language model"),

@@ -141,6 +141,7 @@ def mlflow_records(folder: Path) -> dict[str, tuple[set[str], set[str]]]:
 
 
 def test_an_experiment_with_another_decay_selects_again_but_neither_scores_the_pool_nor_ingests(project: Path) -> None:
+    before = folder_digest(project / "models/2")
     call(project, "git", "add", "--all")
     assert call(project, "git", "status", "--porcelain") == "", "the run's end has committed everything"
     reran = ran(call(project, "dvc", "exp", "run", "--set-param", "select.diversity_decay=0.0"))
@@ -154,6 +155,10 @@ def test_an_experiment_with_another_decay_selects_again_but_neither_scores_the_p
     page = (project / "dvc_plots" / "index.html").read_text()
     for shown in ("loss", "complexity", "perplexity"):
         assert shown in page
+    # set back, it is what it was, and from the run cache
+    edit_params(project, {"select": {"diversity_decay": 0.1}})
+    assert ran(call(project, "dvc", "repro")) <= LAST
+    assert folder_digest(project / "models/2") == before
 
 
 def test_one_more_line_runs_one_more_iteration_and_nothing_before_it(project: Path) -> None:
@@ -198,8 +203,7 @@ def test_a_failed_stage_says_why_and_the_run_ends_with_its_exit_code(project: Pa
     assert task_states(project)["ingest"] == "Failed"
     (project / "data/incoming/odd.json").unlink()
     assert "models/2" in iterit(project, "run")
-    states = task_states(project)
-    assert "Ran" not in states.values()  # DVC's run cache has it all
+    assert "Ran" not in task_states(project).values()  # DVC's run cache has it all
 
 
 def test_a_killed_run_leaves_nobody_at_work_and_goes_on_to_the_same_hashes(

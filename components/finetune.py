@@ -98,9 +98,11 @@ def train_iteration(
     the disk is full.
     """
     import torch
+    from torch.utils import deterministic
     from transformers import PrinterCallback, TrainingArguments
 
-    from components.trainer import IterationTrainer, Schedule, Watch, collate
+    from components.packing import packed_attention
+    from components.trainer import IterationTrainer, Schedule, Watch, collate, collate_packed, packs
 
     before = read_progress(parent_state)
     steps = len(examples) // settings.batch_size
@@ -136,19 +138,29 @@ def train_iteration(
         report_to=[],
         disable_tqdm=True,
     )
+    # deterministic mode would fill every new tensor, a help for finding faults that costs a twentieth of the time
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     is_first = int(os.environ["RANK"]) == 0
     with progress(total=steps, unit="steps", what=what) if is_first else nullcontext() as advance:
         if advance and made:
             advance(made)
         left = list(examples)[made * settings.batch_size :]
         watch = Watch(left, settings.batch_size, before.step, scratch if is_first else None, advance)
+        packed = packs(model)
+        if is_first and not packed:
+            print(f"{what}: padded batches, because texts in one row would see each other in this model", flush=True)
         trainer = IterationTrainer(
-            schedule, model=model, args=arguments, train_dataset=left, data_collator=collate, callbacks=[watch]
+            schedule,
+            model=model,
+            args=arguments,
+            train_dataset=left,
+            data_collator=collate_packed if packed else collate,
+            callbacks=[watch],
         )
         watch.trainer = trainer
         trainer.remove_callback(PrinterCallback)
         if made < steps:
-            with enough_space(scratch):
+            with enough_space(scratch), packed_attention(model) if packed else nullcontext():
                 _train(trainer, start, parent_state)
     assert made + watch.steps == steps, f"{made} + {watch.steps} steps were made, {steps} were due"
 
@@ -379,7 +391,7 @@ def main() -> None:
 
 def identity(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     """What a training must have been begun with for its checkpoints to be gone on from."""
-    code = ("finetune", "trainer", "adapters", "chat")
+    code = ("finetune", "trainer", "packing", "adapters", "chat")
     return {
         "subset": file_digest(options.subset),
         "parent_model": folder_digest(options.parent_model),

@@ -10,7 +10,7 @@ the model first: where an architecture does not allow it, the plain way is taken
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from components.chat import Encoded, encode_conditional, encode_unconditional
+from components.packing import agrees, close, packed_attention
 from components.records import Message, make_record
 
 SHORTEST_OPENING = 8  # tokens; a shorter one is not worth a cache
 LOGITS_AT_ONCE = 128  # positions; 128 x 49,152 float32 logits are 25 MB, which still fits the last-level cache
 WHOLE_LOGITS_BYTES = 2**29  # where the output layer cannot be called on its own
-PACKED = "iterit_packed"  # name of our attention among those of transformers
-
-
-class UnpackableError(Exception):
-    """A model's attention is more than causal: its texts are padded, not packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +78,6 @@ def make_reader(model: Any, tokenizer: Any, *, system: str, template: str) -> Re
 
 
 def _make_opening(model: Any, first: Encoded, second: Encoded) -> Opening | None:
-    import torch
     from transformers.cache_utils import DynamicLayer
 
     pairs = enumerate(zip(first.ids, second.ids, strict=False))
@@ -96,8 +91,7 @@ def _make_opening(model: Any, first: Encoded, second: Encoded) -> Opening | None
     opening = Opening(ids, tuple((layer.keys, layer.values) for layer in cache.layers))
     whole = model.base_model(input_ids=_tensor([first.ids], model), use_cache=False).last_hidden_state[:, len(ids) :]
     rest = _states(model, _tensor([first.ids[len(ids) :]], model), opening)
-    tolerance = 1e-3 if whole.dtype == torch.float32 else 5e-2
-    return opening if _close(whole, rest, tolerance) else None
+    return opening if close(whole, rest) else None
 
 
 def _head_alone(model: Any, ids: list[int]) -> bool:
@@ -106,35 +100,16 @@ def _head_alone(model: Any, ids: list[int]) -> bool:
         return False
     batch = _tensor([ids], model)
     whole = model(input_ids=batch, use_cache=False).logits
-    return _close(whole, head(model.base_model(input_ids=batch, use_cache=False).last_hidden_state), 1e-4)
+    return close(whole, head(model.base_model(input_ids=batch, use_cache=False).last_hidden_state), 1e-4)
 
 
 def _packs(model: Any, texts: Sequence[Encoded], opening: Opening | None) -> bool:
     """Whether two texts of different lengths in one row give the states that each gives alone."""
-    import torch
-
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
-        return False  # short texts would not show it
     skipped = len(opening.ids) if opening else 0
     rests = [text.ids[skipped:] for text in texts]
     rests[1] = [*rests[1], *rests[0]]  # longer than the first
     alone = [_states(model, _tensor([rest], model), opening)[0] for rest in rests]
-    try:
-        with packed_attention(model):
-            together = _packed_states(model, rests, opening)
-    except (UnpackableError, AttributeError, TypeError):  # the last two: layers that do not hand our arguments down
-        return False
-    tolerance = 1e-3 if together.dtype == torch.float32 else 5e-2
-    return _close(torch.cat(alone), together, tolerance)
-
-
-def _close(expected: Any, actual: Any, tolerance: float) -> bool:
-    if expected.shape != actual.shape:
-        return False
-    distance = (expected.float() - actual.float()).norm()
-    return bool(distance <= tolerance * expected.float().norm())  # false for nan too
+    return agrees(model, alone, lambda: _packed_states(model, rests, opening))
 
 
 def _tensor(rows: Sequence[Sequence[int]] | Sequence[int], model: Any) -> Any:
@@ -312,62 +287,6 @@ def _packed_states(model: Any, rows: Sequence[Sequence[int]], opening: Opening |
         iterit_layers=opening.layers if opening else None,
         iterit_mask=mask,
     ).last_hidden_state[0]
-
-
-@contextmanager
-def packed_attention(model: Any) -> Iterator[None]:
-    """Lets the model's layers call our attention."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(PACKED, _attend_text_by_text)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(PACKED)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def _attend_text_by_text(
-    module: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    attention_mask: Any,
-    *,
-    iterit_lengths: Sequence[int],
-    iterit_layers: Sequence[tuple[Any, Any]] | None,
-    iterit_mask: Any,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_rest: Any,
-) -> tuple[Any, None]:
-    """Causal attention within each text, and to the opening; query, key and value: (1, heads, positions, width)."""
-    import torch
-
-    if sliding_window is not None or softcap is not None or attention_mask is not None:
-        raise UnpackableError("a window, a cap or a mask, which this attention does not know")
-    attended, first = [], 0
-    for length in iterit_lengths:
-        place = slice(first, first + length)
-        keys, values = key[:, :, place], value[:, :, place]
-        if iterit_layers is not None:
-            opening_keys, opening_values = iterit_layers[module.layer_idx]
-            keys, values = torch.cat([opening_keys, keys], dim=2), torch.cat([opening_values, values], dim=2)
-        attended.append(
-            torch.nn.functional.scaled_dot_product_attention(
-                query[:, :, place],
-                keys,
-                values,
-                attn_mask=iterit_mask[:length, : keys.shape[2]] if iterit_layers is not None else None,
-                is_causal=iterit_layers is None,
-                scale=scaling,
-                enable_gqa=query.shape[1] != keys.shape[1],
-            )
-        )
-        first += length
-    return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _cache(opening: Opening | None, texts: int) -> Any:

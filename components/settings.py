@@ -160,7 +160,7 @@ class ScoreSettings(Block):
     max_length: Annotated[int, Field(ge=8)] = 512
     """Tokens; longer texts are truncated."""
     batch_tokens: PositiveInt = 2048
-    """Tokens per batch, padding included. It changes speed, not scores."""
+    """Tokens per batch, padding included where there is any. It changes speed, not scores."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and activations of the model; the loss itself is always float32."""
     processes: PositiveInt = 1
@@ -265,7 +265,7 @@ class FinetuneSettings(Block):
     batch_size: PositiveInt = 8
     """Records per optimizer step, whatever the number of processes."""
     micro_batch_size: PositiveInt = 4
-    """Records per forward pass of one process; gradient accumulation is derived."""
+    """Records per forward pass of one process, in one row; gradient accumulation is derived."""
     max_length: Annotated[int, Field(ge=8)] = 512
     """Tokens; longer conversations are truncated."""
     loss: Literal["record", "token"] = "record"

@@ -7,7 +7,8 @@ batches. Every record carries its weight in the loss of its effective batch,
     loss: token     1 / response tokens of the effective batch, on the record's summed loss
 
 so the loss of a step is the sum over its micro batches and processes, and the last step of an iteration, over what is
-left, is right by itself: it is filled up with records of weight 0.
+left, is right by itself: it is filled up with records of weight 0. A micro batch is one row, its records one after the
+other and nothing padded, wherever the model allows that (components/packing.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -30,6 +32,7 @@ from transformers.optimization import get_cosine_schedule_with_warmup
 from components import training_state
 from components.chat import Encoded
 from components.errors import UserError
+from components.packing import agrees
 
 IGNORED = -100  # label of a position that is no part of the response
 
@@ -67,24 +70,58 @@ def effective_batches(
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Any]:
-    """Tensors of shape (examples, longest): ids padded on the right, the mask from lengths, labels, and weights."""
+    """One row a record, padded on the right: tensors of shape (examples, longest), the mask from lengths."""
     longest = max(len(example.ids) for example in examples)
-    ids = torch.zeros(len(examples), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, IGNORED)
-    for row, example in enumerate(examples):
-        length = len(example.ids)
-        ids[row, :length] = torch.tensor(example.ids)
-        mask[row, :length] = 1
-        labels[row, example.start : length] = ids[row, example.start : length]
-    weights = torch.tensor([example.weight for example in examples], dtype=torch.float32)
+    rows = [_row(example, longest - len(example.ids)) for example in examples]
+    mask = [[1] * len(example.ids) + [0] * (longest - len(example.ids)) for example in examples]
+    return {
+        "input_ids": torch.stack([ids for ids, _, _ in rows]),
+        "labels": torch.stack([labels for _, labels, _ in rows]),
+        "weights": torch.stack([weights for _, _, weights in rows]),
+        "record_ids": [example.id for example in examples],
+        "attention_mask": torch.tensor(mask),
+    }
+
+
+def collate_packed(examples: Sequence[Example]) -> dict[str, Any]:
+    """All records one after the other in a single row: tensors of shape (1, tokens), for components/packing.py."""
+    ids, labels, weights = (torch.cat(parts)[None] for parts in zip(*map(_row, examples), strict=True))
+    lengths = [len(example.ids) for example in examples]
     return {
         "input_ids": ids,
-        "attention_mask": mask,
         "labels": labels,
         "weights": weights,
         "record_ids": [example.id for example in examples],
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "iterit_lengths": lengths,
     }
+
+
+def _row(example: Example, padding: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, labels (the response's ids; IGNORED elsewhere) and the weight of each label in the loss."""
+    ids = torch.tensor(example.ids + [0] * padding)
+    labels, weights = torch.full_like(ids, IGNORED), torch.zeros(len(ids))
+    response = slice(example.start, len(example.ids))
+    labels[response], weights[response] = ids[response], example.weight
+    return ids, labels, weights
+
+
+def packs(model: Any) -> bool:
+    """Whether records can lie in one row: tried on two short ones."""
+    model.eval()  # nothing of it is random; Trainer sets it back
+    examples = [Example("", list(range(length)), 1, 0.0) for length in (5, 8)]
+
+    def logits(batch: dict[str, Any]) -> Any:
+        return model(**_model_inputs(send_to_device(batch, model.device)), use_cache=False).logits[0]
+
+    with torch.no_grad():
+        alone = [logits(collate([example])) for example in examples]
+        return agrees(model, alone, lambda: logits(collate_packed(examples)))
+
+
+def _model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    names = ("input_ids", "attention_mask", "position_ids", "iterit_lengths")
+    return {name: batch[name] for name in names if name in batch}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +166,11 @@ class IterationTrainer(Trainer):
         """The part of the step's loss that this process has, in nats; float32 whatever the model's dtype."""
         labels = inputs["labels"][:, 1:]
         scored = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)  # no logits where no record has a label
-        logits = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            use_cache=False,
-            logits_to_keep=scored,
-        ).logits
-        targets = labels[:, scored]
+        logits = model(**_model_inputs(inputs), use_cache=False, logits_to_keep=scored).logits
         losses = functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+            logits.float().flatten(0, 1), labels[:, scored].flatten(), ignore_index=IGNORED, reduction="none"
         )
-        loss = torch.dot(losses.view_as(targets).sum(dim=1), inputs["weights"])
+        loss = torch.dot(losses, inputs["weights"][:, 1:][:, scored].flatten())
         if not torch.isfinite(loss):
             named = ", ".join(id_ for id_ in inputs["record_ids"] if id_)
             raise UserError(

@@ -19,7 +19,7 @@ from components.chat import Encoded, encode_conditional
 from components.records import Message, Record, make_record, write_records
 from components.settings import Columns
 from components.sources.shapes import finish, from_columns, recognize
-from components.trainer import IGNORED, Schedule, collate, effective_batches
+from components.trainer import IGNORED, Schedule, collate, collate_packed, effective_batches
 from tests.project import call, edit_params, make_project, start, wait_for
 
 SYSTEM = "You are a helpful assistant."
@@ -142,15 +142,31 @@ def test_the_training_is_that_of_a_plain_loop(folder: Path) -> None:
     assert trained == pytest.approx(losses, abs=2e-5)
 
 
+def copy_without_iterations(folder: Path, other: Path) -> Path:
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".iterit", "1", "2", ".git"))
+    shutil.copytree(folder / "data", other / "data", dirs_exist_ok=True)
+    return other
+
+
 def record_loss(model: Any, ids: list[int], start: int) -> torch.Tensor:
     logits = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1]
     return torch.nn.functional.cross_entropy(logits, torch.tensor(ids[start:]))
 
 
+def test_a_model_that_cannot_be_packed_is_padded_and_makes_the_same_steps(folder: Path, tmp_path: Path) -> None:
+    """The same weights as a Mistral, whose window is longer than any text: it computes what the Llama does."""
+    other = copy_without_iterations(folder, tmp_path / "mistral")
+    config = json.loads((other / "models/base/config.json").read_text())
+    windowed = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 2000}
+    (other / "models/base/config.json").write_text(json.dumps(config | windowed))
+    assert "finetune@1: padded batches" in finetune(other, 1, "base")
+    padded, packed = ([float(row["loss"]) for row in read_steps(place, 1)] for place in (other, folder))
+    assert padded == pytest.approx(packed, abs=2e-5)
+    assert "iterit" not in (folder / "models/1/config.json").read_text(), "packing leaves a trace"
+
+
 def test_the_same_inputs_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".iterit", "1", "2", ".git"))
-    shutil.copytree(folder / "data", other / "data", dirs_exist_ok=True)
+    other = copy_without_iterations(folder, tmp_path / "other")
     finetune(other, 1, "base")
     assert digests(other / "models/1", other / "state/1") == digests(folder / "models/1", folder / "state/1")
 
@@ -172,9 +188,7 @@ def test_a_checkpoint_is_a_plain_folder_that_transformers_opens(folder: Path) ->
 
 @pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
 def test_two_processes_make_the_steps_of_one(folder: Path, tmp_path: Path, deepspeed: str) -> None:
-    other = tmp_path / "two"
-    shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".iterit", "1", "2", ".git"))
-    shutil.copytree(folder / "data", other / "data", dirs_exist_ok=True)
+    other = copy_without_iterations(folder, tmp_path / "two")
     edit_params(other, {"finetune": {"processes": 2, "deepspeed": deepspeed}})
     finetune(other, 1, "base")
     one, two = ([float(row["loss"]) for row in read_steps(place, 1)] for place in (folder, other))
@@ -430,6 +444,18 @@ def test_labels_are_the_response_and_nothing_else() -> None:
     )
     assert batch["labels"].tolist() == [[IGNORED] * 4 + [5, 6], [IGNORED, 2, 3, IGNORED, IGNORED, IGNORED]]
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
+    assert batch["weights"].tolist() == [[0] * 4 + [0.25] * 2, [0, 0.25, 0.25, 0, 0, 0]]
+
+
+def test_packed_records_lie_one_after_the_other() -> None:
+    batch = collate_packed(
+        effective_batches(["a", "b"], texts([(6, 4), (3, 1)]), batch_size=2, loss="token", seed=0, iteration=1)
+    )
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 1, 2, 3]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2]]
+    assert batch["labels"].tolist() == [[IGNORED] * 4 + [5, 6] + [IGNORED] + [2, 3]]
+    assert batch["weights"].tolist() == [[0] * 4 + [0.25] * 2 + [0] + [0.25] * 2]
+    assert batch["iterit_lengths"] == [6, 3]
 
 
 TURNS = [("user", "Say one."), ("assistant", "One."), ("user", "And two?"), ("assistant", " Two, then.\n")]

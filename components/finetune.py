@@ -38,7 +38,7 @@ from components.launch import ERROR, be_alone, launch_workers, prepare_deepspeed
 from components.progress import progress
 from components.records import Record, read_records
 from components.settings import FinetuneSettings, Settings, load_settings
-from components.stage import BAD_INPUT, die_with_parent, stage, stage_name, throughput_file
+from components.stage import BAD_INPUT, collect_rarely, die_with_parent, stage, stage_name, throughput_file
 from components.throughput import forward_operations, measure_gemm
 from components.training_state import Progress, read_progress
 
@@ -366,6 +366,7 @@ def main() -> None:
     scratch = training_state.scratch_of(options.iteration)
     if options.worker:
         die_with_parent()
+        collect_rarely()
         prepare_deepspeed()
         try:
             run_worker(options, settings.finetune, settings.score.system, scratch)

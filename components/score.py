@@ -46,7 +46,7 @@ from components.progress import progress
 from components.reading import Reader, Text, make_reader, read_pairs
 from components.records import Record, iterate_records
 from components.settings import ScoreSettings, Settings, load_settings
-from components.stage import BAD_INPUT, SCRATCH, die_with_parent, stage, stage_name
+from components.stage import BAD_INPUT, SCRATCH, collect_rarely, die_with_parent, stage, stage_name
 
 VARIANT = "ifd"
 STORE = SCRATCH / "scores"
@@ -334,6 +334,7 @@ def main() -> None:
     scratch = SCRATCH / "tmp" / what
     if options.worker:
         die_with_parent()
+        collect_rarely()
         try:
             score_stage(options, load_settings(), (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])))
         except UserError as error:

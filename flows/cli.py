@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from components.errors import Unreachable, UserError
-from components.stage import BAD_INPUT, TRY_LATER, quiet_environment
+from components.stage import BAD_INPUT, TRY_LATER, collect_rarely, quiet_environment
 from flows.audit import app as audit_app
 
 INTERRUPTED = 130  # as a shell counts: 128 + SIGINT
@@ -115,6 +115,7 @@ def rollback() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; a UserError becomes one line a mistake."""
+    collect_rarely()
     try:
         app(arguments)
     except UserError as error:

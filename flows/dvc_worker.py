@@ -14,13 +14,14 @@ import re
 import sys
 from typing import Any
 
-from components.stage import BAD_INPUT, TRY_LATER, die_with_parent, seconds_file
+from components.stage import BAD_INPUT, TRY_LATER, collect_rarely, die_with_parent, seconds_file
 
 SEPARATOR = "\x1e"
 
 
 def main() -> None:
     die_with_parent()
+    collect_rarely()
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.scm import SCMError

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 
 from components.errors import Unreachable
-from components.stage import die_with_parent
+from components.stage import collect_rarely, die_with_parent
 
 STARTUP_SECONDS = 180  # 7 to 20 on two cores; a first start on a busy machine has taken longer
 
@@ -76,6 +76,7 @@ def wait_until_healthy() -> None:
 
 def main() -> None:
     die_with_parent()
+    collect_rarely()
     import uvicorn
 
     uvicorn.run(

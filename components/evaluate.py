@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from components import tables
 from components.chat import encode_prompts
-from components.digests import folder_digest
+from components.digests import known_digest
 from components.errors import UserError
 from components.model import load_model
 from components.progress import progress
@@ -118,7 +118,7 @@ def main() -> None:
     with stage("evaluate_base" if is_base else "evaluate", None if is_base else options.iteration):
         settings = load_settings()
         holdout = read_records(options.holdout)
-        digest = folder_digest(options.model)
+        digest = known_digest(options.model)
         model, tokenizer = load_model(options.model, settings.score.dtype)
         metrics = measure(model, tokenizer, holdout, settings.score, f"evaluate {options.model}")
         samples = generate_samples(

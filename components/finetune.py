@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from components import tables, training_state
 from components.adapters import merge, with_adapter
 from components.chat import encode_conditional
-from components.digests import file_digest, folder_digest
+from components.digests import file_digest, known_digest
 from components.errors import UserError
 from components.launch import ERROR, be_alone, launch_workers, prepare_deepspeed
 from components.progress import progress
@@ -395,7 +395,7 @@ def identity(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     code = ("finetune", "trainer", "packing", "adapters", "chat")
     return {
         "subset": file_digest(options.subset),
-        "parent_model": folder_digest(options.parent_model),
+        "parent_model": known_digest(options.parent_model),
         "parent_state": asdict(read_progress(options.parent_state)),
         "settings": {**settings.finetune.model_dump(), "system": settings.score.system},
         "config": file_digest(CONFIGS / f"{settings.finetune.deepspeed}.json"),

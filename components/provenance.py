@@ -31,7 +31,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from components import tables
-from components.digests import file_digest, folder_digest
+from components.digests import file_digest, folder_digest, known_digest
 from components.settings import read_params
 
 PIPELINE = Path("dvc.yaml")
@@ -154,7 +154,7 @@ def digest_of(path: Path) -> str:
 
 
 def _described(paths: Iterable[str]) -> list[dict[str, Any]]:
-    return [{"name": path, "digest": {"sha256": digest_of(Path(path))}} for path in sorted(paths)]
+    return [{"name": path, "digest": {"sha256": known_digest(Path(path))}} for path in sorted(paths)]
 
 
 def _code() -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from components import gate, tables, tracking
-from components.digests import file_digest, folder_digest
+from components.digests import file_digest, known_digest
 from components.errors import UserError
 from components.settings import Settings, load_settings
 from components.stage import SCRATCH, stage
@@ -42,7 +42,7 @@ def describe_checkpoint(settings: Settings, models: Path, metrics: Path) -> dict
         "model": settings.register_.name,
         "alias": settings.register_.alias,
         "iteration": iteration,
-        "checkpoint": folder_digest(models / iteration),
+        "checkpoint": known_digest(models / iteration),
         "holdout": {key: value for key, value in holdout.items() if isinstance(value, int | float)},
     }
 

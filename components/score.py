@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 
 from components import tables
 from components.chat import Encoded, encode_conditional, encode_unconditional
-from components.digests import folder_digest
+from components.digests import known_digest
 from components.errors import UserError
 from components.launch import ERROR, launch_workers
 from components.model import load_model, load_tokenizer, prepack
@@ -188,7 +188,7 @@ def _read_shard(path: Path) -> pa.Table | None:
 
 def store_of(folder: Path, dtype: str) -> Store:
     """The store of a model. Template, system message and truncation need no place in its name: they are in the keys."""
-    parts = [STORE_FORMAT, folder_digest(folder), dtype, version("torch"), version("transformers")]
+    parts = [STORE_FORMAT, known_digest(folder), dtype, version("torch"), version("transformers")]
     return Store(STORE / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32])
 
 

@@ -1,0 +1,54 @@
+"""Digests: of the bytes and the names, not the place; and what a stage may believe without reading it again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from components import digests
+from components.digests import LARGE, MEMORY, folder_digest, known_digest
+from tests.small_model import make_small_model
+
+
+def test_the_digest_of_a_checkpoint_sees_names_and_bytes_and_not_the_place(small_model: Path, tmp_path: Path) -> None:
+    same, other = (make_small_model(tmp_path / name) for name in ("same", "other"))
+    assert folder_digest(same) == folder_digest(small_model)
+    (other / "config.json").rename(other / "config2.json")
+    assert folder_digest(other) != folder_digest(same)
+    (other / "config2.json").rename(other / "config.json")
+    with (other / "config.json").open("a") as file:
+        file.write("\n")
+    assert folder_digest(other) != folder_digest(same)
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    file = Path("model/weights")
+    file.write_bytes(bytes(LARGE))
+    return file
+
+
+def test_a_large_file_is_read_once_and_again_when_it_was_touched(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(digests, "file_digest", lambda file, real=digests.file_digest: read.append(file) or real(file))
+    first = known_digest(large.parent)
+    assert first == known_digest(large.parent) == folder_digest(large.parent)
+    assert read.count(large) == 1
+    assert json.loads(MEMORY.read_text()).keys() == {"model/weights"}, "the small one is read"
+    status = large.stat()
+    with large.open("r+b") as file:
+        file.write(b"x")
+    os.utime(large, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert first != known_digest(large.parent) == folder_digest(large.parent)
+
+
+def test_what_is_known_is_no_more_than_a_help(large: Path) -> None:
+    expected = known_digest(large)
+    MEMORY.write_text("{ damaged")
+    assert known_digest(large) == expected

@@ -15,6 +15,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from tests.finished_pipeline import make_finished_pipeline  # noqa: E402
 from tests.small_model import make_small_model  # noqa: E402  the environment must be quiet before transformers loads
 
+SLOWEST = ("test_pipeline.py", "test_finetune.py")  # more than half of the time
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first: a file goes to one worker as a whole, and none shall be alone at the end."""
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
+
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -142,10 +142,13 @@ def test_the_training_is_that_of_a_plain_loop(folder: Path) -> None:
     assert trained == pytest.approx(losses, abs=2e-5)
 
 
-def copy_without_iterations(folder: Path, other: Path) -> Path:
-    shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".iterit", "1", "2", ".git"))
-    shutil.copytree(folder / "data", other / "data", dirs_exist_ok=True)
-    return other
+def copy_of(folder: Path, place: Path, *without: str) -> Path:
+    """A copy of the project as it was before the iterations in `without`."""
+    shutil.copytree(folder, place)
+    for iteration in without:
+        for made in (f"models/{iteration}", f"state/{iteration}"):
+            shutil.rmtree(place / made)
+    return place
 
 
 def record_loss(model: Any, ids: list[int], start: int) -> torch.Tensor:
@@ -155,7 +158,7 @@ def record_loss(model: Any, ids: list[int], start: int) -> torch.Tensor:
 
 def test_a_model_that_cannot_be_packed_is_padded_and_makes_the_same_steps(folder: Path, tmp_path: Path) -> None:
     """The same weights as a Mistral, whose window is longer than any text: it computes what the Llama does."""
-    other = copy_without_iterations(folder, tmp_path / "mistral")
+    other = copy_of(folder, tmp_path / "mistral", "1", "2")
     config = json.loads((other / "models/base/config.json").read_text())
     windowed = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 2000}
     (other / "models/base/config.json").write_text(json.dumps(config | windowed))
@@ -166,7 +169,7 @@ def test_a_model_that_cannot_be_packed_is_padded_and_makes_the_same_steps(folder
 
 
 def test_the_same_inputs_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    other = copy_without_iterations(folder, tmp_path / "other")
+    other = copy_of(folder, tmp_path / "other", "1", "2")
     finetune(other, 1, "base")
     assert digests(other / "models/1", other / "state/1") == digests(folder / "models/1", folder / "state/1")
 
@@ -188,7 +191,7 @@ def test_a_checkpoint_is_a_plain_folder_that_transformers_opens(folder: Path) ->
 
 @pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
 def test_two_processes_make_the_steps_of_one(folder: Path, tmp_path: Path, deepspeed: str) -> None:
-    other = copy_without_iterations(folder, tmp_path / "two")
+    other = copy_of(folder, tmp_path / "two", "1", "2")
     edit_params(other, {"finetune": {"processes": 2, "deepspeed": deepspeed}})
     finetune(other, 1, "base")
     one, two = ([float(row["loss"]) for row in read_steps(place, 1)] for place in (folder, other))
@@ -229,15 +232,6 @@ def command(iteration: int, parent: str) -> list[str]:
         "metrics": f"metrics/finetune/{iteration}.json",
     }
     return ["python", "-m", "components.finetune", *(f"--{name}={value}" for name, value in options.items())]
-
-
-def copy_of(folder: Path, place: Path, *without: str) -> Path:
-    """A copy of the project as it was before the iterations in `without`."""
-    shutil.copytree(folder, place)
-    for iteration in without:
-        for made in (f"models/{iteration}", f"state/{iteration}"):
-            shutil.rmtree(place / made)
-    return place
 
 
 def test_killed_five_times_at_random_steps_it_ends_with_the_bytes_of_an_undisturbed_run(
@@ -294,8 +288,7 @@ def test_a_full_disk_is_one_line_and_the_parent_s_checkpoint_stays(folder: Path,
 def test_a_process_that_dies_ends_the_stage_with_a_way_on_and_the_next_start_goes_on(
     folder: Path, tmp_path: Path
 ) -> None:
-    other = tmp_path / "dead"
-    shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".iterit", "1", "2", ".git"))
+    other = copy_of(folder, tmp_path / "dead", "1", "2")
     write_records(other / "data/iterations/1/subset.parquet", subset(1, 10) + subset(3, 10) + subset(4, 10))
     edit_params(other, {"finetune": {"processes": 2, "save_steps": 1}})
     process = start(other, command(1, "base"))

@@ -12,6 +12,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from components.digests import folder_digest
 from components.stage import seconds_file
@@ -207,32 +208,45 @@ def test_a_failed_stage_says_why_and_the_run_ends_with_its_exit_code(project: Pa
 
 
 def test_a_killed_run_leaves_nobody_at_work_and_goes_on_to_the_same_hashes(
-    finished: tuple[Path, str], tmp_path: Path, small_model: Path
+    finished: tuple[Path, str], project: Path
 ) -> None:
     """It is killed in score, when a first shard is there, then in finetune, after a first step."""
-    folder = make_project(tmp_path, small_model)
-    edit_params(folder, {"finetune": {"save_steps": 1}})
+    forget_iterations(project)
+    edit_params(project, {"finetune": {"save_steps": 1}})
     middles = {
-        "score@1": lambda: any(folder.glob(".iterit/scores/*/*.parquet")),
-        "finetune@1": lambda: (folder / ".iterit/tmp/finetune@1/steps.jsonl").is_file(),
+        "score@1": lambda: any(project.glob(".iterit/scores/*/*.parquet")),
+        "finetune@1": lambda: (project / ".iterit/tmp/finetune@1/steps.jsonl").is_file(),
     }
     for stage, reached in middles.items():
-        flow = start(folder, ["python", "-m", "flows.cli", "run"])
+        flow = start(project, ["python", "-m", "flows.cli", "run"])
         wait_for(reached, flow)
         flow.send_signal(signal.SIGKILL)
         flow.wait()
-        wait_for(lambda: not at_work_in(folder), seconds=20)
-        assert not (folder / seconds_file(stage)).exists(), f"{stage} had ended before it was killed"
-    iterit(folder, "run")
-    states = task_states(folder)
+        wait_for(lambda: not at_work_in(project), seconds=20)
+        assert not (project / seconds_file(stage)).exists(), f"{stage} had ended before it was killed"
+    iterit(project, "run")
+    states = task_states(project)
     assert {states[name] for name in (*FIRST, "score@1", "select@1")} == {"Cached"}
     assert states["finetune@1"] == "Ran"
     # the statement of a training names finetune.save_steps, which is another here
     killed, undisturbed = (
         {path: md5 for path, md5 in hashes(place).items() if not path.startswith("provenance/finetune")}
-        for place in (folder, finished[0])
+        for place in (project, finished[0])
     )
     assert killed == undisturbed
+
+
+def forget_iterations(folder: Path) -> None:
+    """As before the first of them: nothing that they made, or that was made of it, is left or known to DVC."""
+    yaml = YAML()
+    lock = yaml.load(folder / "dvc.lock")
+    for stage in {f"{name}@{number}" for name in LOOP for number in (1, 2)} | LAST:
+        for out in lock["stages"].pop(stage)["outs"]:
+            path = folder / out["path"]
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    yaml.dump(lock, folder / "dvc.lock")
+    for store in (".dvc/cache/runs", ".iterit/scores", ".iterit/states"):
+        shutil.rmtree(folder / store)
 
 
 def test_ctrl_c_ends_the_stage_and_says_how_to_go_on(project: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from components.errors import UserError
 from components.model import load_model
 from components.progress import progress
 from components.records import Record, read_records
-from components.score import score_records
+from components.score import UNTIMED, score_records
 from components.settings import ScoreSettings, load_settings
 from components.stage import stage
 
@@ -87,7 +88,12 @@ def _as_list(token: int | list[int] | None) -> list[int | None]:
 
 
 def measure(
-    model: Any, tokenizer: Any, holdout: Sequence[Record], settings: ScoreSettings, what: str
+    model: Any,
+    tokenizer: Any,
+    holdout: Sequence[Record],
+    settings: ScoreSettings,
+    what: str,
+    arithmetic: AbstractContextManager[object] = UNTIMED,
 ) -> dict[str, Any]:
     """The numbers of a loaded model on the holdout."""
     with progress(total=len(holdout), unit="records", what=what) as advance:
@@ -100,6 +106,7 @@ def measure(
             system=settings.system,
             template=settings.template,
             advance=advance,
+            arithmetic=arithmetic,
         )
     return summarize(scores)
 
@@ -115,20 +122,21 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True)
     options = parser.parse_args()
     is_base = options.iteration == "base"
-    with stage("evaluate_base" if is_base else "evaluate", None if is_base else options.iteration):
+    with stage("evaluate_base" if is_base else "evaluate", None if is_base else options.iteration) as arithmetic:
         settings = load_settings()
         holdout = read_records(options.holdout)
         digest = known_digest(options.model)
         model, tokenizer = load_model(options.model, settings.score.dtype)
-        metrics = measure(model, tokenizer, holdout, settings.score, f"evaluate {options.model}")
-        samples = generate_samples(
-            sorted(holdout, key=lambda record: record.id)[: settings.evaluate.samples],
-            model,
-            tokenizer,
-            system=settings.score.system,
-            max_length=settings.score.max_length,
-            sample_tokens=settings.evaluate.sample_tokens,
-        )
+        metrics = measure(model, tokenizer, holdout, settings.score, f"evaluate {options.model}", arithmetic)
+        with arithmetic:
+            samples = generate_samples(
+                sorted(holdout, key=lambda record: record.id)[: settings.evaluate.samples],
+                model,
+                tokenizer,
+                system=settings.score.system,
+                max_length=settings.score.max_length,
+                sample_tokens=settings.evaluate.sample_tokens,
+            )
         tables.write_json(options.samples, {"checkpoint": digest, "samples": samples})
         tables.write_json(options.metrics, {"checkpoint": digest, **metrics})
         print(

@@ -374,9 +374,10 @@ def main() -> None:
             (scratch / ERROR).write_text(str(error), encoding="utf-8")
             sys.exit(BAD_INPUT)
         return
-    with stage("finetune", options.iteration):
+    with stage("finetune", options.iteration) as arithmetic:
         training_state.prune_trainer_states(options.parent_state)
         saved = training_state.begin(scratch, identity(options, settings))
+        made = len(training_state.read_steps(scratch))
         if saved:
             print(f"{stage_name('finetune', options.iteration)}: going on after {saved.name}", flush=True)
         if settings.finetune.processes > 1:
@@ -385,6 +386,7 @@ def main() -> None:
             be_alone()
             prepare_deepspeed()
             run_worker(options, settings.finetune, settings.score.system, scratch)
+        arithmetic.seconds = math.fsum(step["seconds"] for step in training_state.read_steps(scratch)[made:])
         with enough_space(scratch):
             arrange(options, settings.finetune, scratch)
         shutil.rmtree(scratch)

@@ -31,6 +31,8 @@ def prepare_deepspeed() -> None:
         import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    # nothing is compiled here; DeepSpeed decorates its Muon optimizer, and would import the compiler for 0.7 s
+    torch.compiler.set_default_backend("eager")
     if "RANK" in os.environ:
         with redirect_stdout(io.StringIO()):  # it prints that its extension was built, also when it was only loaded
             deepspeed.init_distributed()

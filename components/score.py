@@ -26,7 +26,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from components.progress import progress
 from components.reading import Reader, Text, make_reader, read_pairs
 from components.records import Record, iterate_records
 from components.settings import ScoreSettings, Settings, load_settings
-from components.stage import BAD_INPUT, SCRATCH, collect_rarely, die_with_parent, stage, stage_name
+from components.stage import BAD_INPUT, SCRATCH, Stopwatch, collect_rarely, die_with_parent, stage, stage_name
 
 VARIANT = "ifd"
 STORE = SCRATCH / "scores"
@@ -54,6 +54,8 @@ STORE_FORMAT = "2"  # raise it when a change here changes numbers: stored scores
 
 # Records that are sorted by length and scored together; also a shard, which is what a kill can cost.
 WINDOW = 128
+
+UNTIMED = nullcontext()
 
 NO_RESPONSE = "the response is empty"
 CUT_OFF = "no token of the response is left within max_length"
@@ -70,17 +72,20 @@ def score_records(
     system: str,
     template: str = "chat",
     advance: Callable[[int], object] = lambda _: None,
+    arithmetic: AbstractContextManager[object] = UNTIMED,
 ) -> pa.Table:
     """One row of tables.SCORES a record, in the order of `records`.
 
-    A row does not depend on the other records beyond float32's rounding. `advance` is told how many records are done.
+    A row does not depend on the other records beyond float32's rounding. `advance` is told how many records are done;
+    `arithmetic` is entered while the model computes.
     """
     scored = [pa.table({name: [] for name in tables.SCORES.names}, schema=tables.SCORES)]
     reader = None
     for window in _windows(records):
         reader = reader or make_reader(model, tokenizer, system=system, template=template)
         pairs = encode_pairs(window, tokenizer, system=system, template=template, max_length=max_length)
-        losses = read_pairs(pairs, reader, batch_tokens=batch_tokens, advance=advance)
+        with arithmetic:
+            losses = read_pairs(pairs, reader, batch_tokens=batch_tokens, advance=advance)
         scored.append(_rows(window, pairs, losses))
     return pa.concat_tables(scored)
 
@@ -211,6 +216,7 @@ def score_pool(
     *,
     what: str = "score",
     share: tuple[int, int] = (0, 1),
+    arithmetic: AbstractContextManager[object] = UNTIMED,
 ) -> pa.Table:
     """tables.SCORES of the candidates, in their order. What the store knows is not computed again.
 
@@ -244,7 +250,8 @@ def score_pool(
                     prepack(model)
                     reader = make_reader(model, tokenizer, **shape)
                 some = [pairs[row] for row in missing]
-                losses[missing] = read_pairs(some, reader, batch_tokens=settings.batch_tokens, advance=advance)
+                with arithmetic:
+                    losses[missing] = read_pairs(some, reader, batch_tokens=settings.batch_tokens, advance=advance)
                 store.add([keys[row] for row in missing], losses[missing])
             scored.append(_rows(window, pairs, losses))
     table = pa.concat_tables(scored)
@@ -299,7 +306,7 @@ def check_share(metrics: dict[str, Any], settings: ScoreSettings) -> None:
 
 
 def score_stage(
-    options: argparse.Namespace, settings: Settings, share: tuple[int, int] = (0, 1)
+    options: argparse.Namespace, settings: Settings, arithmetic: Stopwatch, share: tuple[int, int] = (0, 1)
 ) -> tuple[pa.Table, int]:
     """The scores by the model that the strategy goes by, and the size of the pool."""
     models = {"current": options.model, "base": options.base_model, "proxy": options.proxy_model}
@@ -312,6 +319,7 @@ def score_stage(
         settings.score,
         what=what,
         share=share,
+        arithmetic=arithmetic,
     )
     return scores, pq.read_metadata(options.pool).num_rows
 
@@ -336,19 +344,19 @@ def main() -> None:
         die_with_parent()
         collect_rarely()
         try:
-            score_stage(options, load_settings(), (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])))
+            score_stage(options, load_settings(), Stopwatch(), (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])))
         except UserError as error:
             (scratch / ERROR).write_text(str(error), encoding="utf-8")
             sys.exit(BAD_INPUT)
         return
-    with stage("score", options.iteration):
+    with stage("score", options.iteration) as arithmetic:
         every = load_settings()
         settings = every.score
         if settings.processes > 1:  # they fill the store; what is left to do here is to read it
             scratch.mkdir(parents=True, exist_ok=True)
             launch_workers("components.score", settings.processes, None, scratch)
             shutil.rmtree(scratch)
-        scores, pool_size = score_stage(options, every)
+        scores, pool_size = score_stage(options, every, arithmetic)
         metrics = summarize(scores)
         # candidates of later iterations are meant to hold many misaligned records: the ranking puts them second
         if scores.num_rows == pool_size:

@@ -25,6 +25,7 @@ from components import tables
 from components.errors import Unreachable, UserError
 
 SCRATCH = Path(".iterit")  # never versioned: locks, timings, downloads, what a killed stage can go on from
+SECONDS = SCRATCH / "seconds"  # how long each stage took when it last ran here
 SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish", "busybox")
 BAD_INPUT, TRY_LATER = 2, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h
 
@@ -106,7 +107,22 @@ def reuse_freed_memory() -> None:
         return
     trim_threshold, most_mapped_blocks = -1, -4  # names of malloc.h
     library.mallopt(most_mapped_blocks, 0)
-    library.mallopt(trim_threshold, 2**31 - 1)
+    never = -1
+    library.mallopt(trim_threshold, never)
+
+
+class Stopwatch:
+    """Adds up the seconds of the blocks that it is entered for."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.monotonic() - self._began
 
 
 def stage_name(name: str, key: str | None = None) -> str:
@@ -115,7 +131,7 @@ def stage_name(name: str, key: str | None = None) -> str:
 
 
 def seconds_file(stage: str) -> Path:
-    return SCRATCH / "seconds" / f"{stage}.json"
+    return SECONDS / f"{stage}.json"
 
 
 def throughput_file(stage: str) -> Path:
@@ -123,8 +139,11 @@ def throughput_file(stage: str) -> Path:
 
 
 @contextmanager
-def stage(name: str, key: str | None = None, *, hub: bool = False) -> Iterator[None]:
-    """Run a stage's work. `hub`: the stage may ask the Hugging Face hub; no other stage ever does."""
+def stage(name: str, key: str | None = None, *, hub: bool = False) -> Iterator[Stopwatch]:
+    """Run a stage's work. `hub`: the stage may ask the Hugging Face hub; no other stage ever does.
+
+    The stopwatch that it gives is for the model's arithmetic: forward and backward passes and optimizer steps.
+    """
     from components.provenance import write_statement
 
     die_with_parent()
@@ -132,14 +151,15 @@ def stage(name: str, key: str | None = None, *, hub: bool = False) -> Iterator[N
     quiet_environment()
     if not hub:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    started = time.monotonic()
+    started, arithmetic = time.monotonic(), Stopwatch()
     done = seconds_file(stage_name(name, key))
     done.unlink(missing_ok=True)
     try:
-        yield
+        yield arithmetic
         write_statement(stage_name(name, key))
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(TRY_LATER if isinstance(error, Unreachable) else BAD_INPUT)
-    tables.write_json(done, {"seconds": round(time.monotonic() - started, 3)})
+    seconds = {"seconds": time.monotonic() - started, "arithmetic": arithmetic.seconds}
+    tables.write_json(done, {name: round(value, 3) for name, value in seconds.items()})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +15,7 @@ from rich.table import Table
 from components import tables
 from components.report import iteration_rows
 from components.settings import Settings
-from components.stage import SCRATCH
+from components.stage import SCRATCH, SECONDS
 
 METRICS, ITERATIONS, REGISTERED = Path("metrics"), Path("data/iterations"), SCRATCH / "registered.json"
 
@@ -45,7 +47,9 @@ def print_summary(settings: Settings, *, new: bool) -> None:
     console.print()
     console.print(summary_table(iteration_rows(settings, METRICS, ITERATIONS)))
     last = list(settings.iterations)[-1]
-    if not new:
+    if new:
+        console.print(f"time         {_describe_time()}")
+    else:
         console.print("nothing new: this is the last run's result; nothing was registered")
     console.print(f"checkpoint   models/{last}")
     if REGISTERED.is_file():
@@ -63,6 +67,15 @@ def print_summary(settings: Settings, *, new: bool) -> None:
     width = max(map(len, pages))
     for command, address in pages.items():
         console.print(f"{command:{width}}  then {address}")
+
+
+def _describe_time() -> str:
+    """How long this process has been at it, and how much of that was the model's arithmetic in the stages that ran."""
+    began = psutil.Process().create_time()
+    stages = (file for file in SECONDS.glob("*.json") if file.stat().st_mtime > began)
+    arithmetic = sum(tables.read_json(file)["arithmetic"] for file in stages)
+    whole = time.time() - began
+    return f"{whole:.0f} s: {arithmetic:.0f} s of the model's arithmetic, {whole - arithmetic:.0f} s of everything else"
 
 
 def _command(name: str) -> str:

@@ -34,6 +34,7 @@ $(VENV)/complete: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	$(BIN)/python -c 'from components.launch import build_extension; build_extension()' >/dev/null
 	$(BIN)/python -c 'from components.strategies.iterit import compile_ahead; compile_ahead()'
+	$(BIN)/prefect server database upgrade --yes >/dev/null  # else the first run waits 6 s for Prefect's tables
 	@touch $@
 
 run: setup

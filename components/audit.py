@@ -104,7 +104,7 @@ def describe(checkpoint: Checkpoint, *, every_record: bool = False) -> dict[str,
     return {
         "checkpoint": checkpoint.digest,
         "told_by": snapshot.ref,
-        "sealed": sealed(checkpoint.digest),
+        "sealed": sealed(checkpoint),
         "base_model": {
             "digest": snapshot.made("models/base"),
             "params": _definition(snapshot, "base_model")["externalParameters"]["params"],
@@ -115,20 +115,22 @@ def describe(checkpoint: Checkpoint, *, every_record: bool = False) -> dict[str,
     }
 
 
-def sealed(digest: str) -> list[dict[str, Any]]:
-    """What the tags of the runs that registered the checkpoint say: the tag, MLflow's run, Prefect's flow run."""
+def sealed(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Tags of the sealed runs that made or registered it: the tag, MLflow's run, Prefect's flow run."""
     try:
         names = git("tag", "--list", "iterit/*").split()
     except subprocess.CalledProcessError:
         return []
     found = []
+    lock = hashlib.sha256(checkpoint.snapshot.read("dvc.lock").encode()).hexdigest() if names else None
     for name in names:
         try:
             message = json.loads(git("tag", "--list", "--format=%(contents)", name))
         except json.JSONDecodeError:
             continue  # somebody else's tag
-        if message.get("checkpoint") == digest:
-            found.append({"tag": name, **message})
+        registered = message.get("checkpoint") == checkpoint.digest
+        if registered or message.get("dvc_lock") == lock:
+            found.append({"tag": name, **message, "registered": registered})
     return found
 
 

@@ -99,8 +99,9 @@ def collect_rarely() -> None:
 def reuse_freed_memory() -> None:
     """Let the C library keep what is freed (glibc; elsewhere nothing happens). Call before a model is loaded.
 
-    It gives every large block back to the system at once, which has to clear it anew for the next tensor: a training
-    step of 135 million parameters on 2 cores takes 6.0 instead of 7.5 s without that.
+    It gives every large block back to the system at once, and what is free at the end of its heap as well, which then
+    has to be cleared anew for the next tensor: a training step of 135 million parameters on 2 cores takes 6.0 instead
+    of 7.5 s without the first, and 3.8 instead of 4.5 s where the second had happened.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):

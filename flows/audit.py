@@ -42,7 +42,8 @@ def checkpoint(
         return
     print(f"checkpoint  {found['checkpoint']}  (told by {found['told_by']})")
     for one in found["sealed"]:
-        print(f"registered  {one['tag']}, MLflow run {one['mlflow_run']}, Prefect flow run {one['prefect_flow_run']}")
+        how = "registered" if one["registered"] else "made for  "
+        print(f"{how}  {one['tag']}, MLflow run {one['mlflow_run']}, Prefect flow run {one['prefect_flow_run']}")
     print(f"base model  {found['base_model']['digest']}")
     for step in found["iterations"]:
         code = step["code"]

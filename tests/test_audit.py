@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from components.digests import folder_digest
 from components.errors import UserError
 from tests.finished_pipeline import RECORDS, commit, dvc
 from tests.project import WHEN, call
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture
@@ -247,3 +250,25 @@ def test_the_page_holds_every_record_and_nothing_from_elsewhere(project: Path) -
     assert sum(tag == "tr" for tag, _ in found) == 1 + 2 * 2
     assert all(record.id in page for record in RECORDS[:2])
     assert page.count("<svg") == 1 + 2 * 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; `apt-get install chromium` brings it")
+def test_a_browser_draws_the_page_and_its_search_finds_a_record(project: Path, tmp_path: Path) -> None:
+    page = audit_command(project, "checkpoint", "models/2", "--format", "html")
+    typed = f"box.value = '{RECORDS[1].id.upper()} '; box.dispatchEvent(new Event('input'));"
+    searched = tmp_path / "searched.html"
+    searched.write_text(f"{page}<script>const box = document.getElementById('search'); {typed}</script>")
+    picture = tmp_path / "page.png"
+
+    def browse(*what: str) -> str:
+        quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+        command = [CHROMIUM, *quiet, f"--user-data-dir={tmp_path / 'browser'}", *what, searched.as_uri()]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+    drawn = browse("--dump-dom")
+    assert "2 of 4 records" in drawn  # a pick of both iterations
+    rows = re.findall(r"<tr( hidden=\"\")?><td>\d</td><td class=\"n\">\d</td><td class=\"id\">([0-9a-f]{32})", drawn)
+    assert {record for hidden, record in rows if not hidden} == {RECORDS[1].id}
+    assert len(rows) == 4
+    browse(f"--screenshot={picture}", "--window-size=1200,1600")
+    assert picture.read_bytes().startswith(b"\x89PNG")

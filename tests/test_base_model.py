@@ -8,11 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from components.digests import file_digest, folder_digest
 from components.errors import UserError
 from components.records import Message, make_record
 from components.settings import Settings, check_settings, read_params
+from tests.local_hub import local_hub
 
 PROJECT = Path(__file__).parent.parent
 RECORD = make_record("texts", [Message("user", "Say one."), Message("assistant", "One.")])
@@ -296,51 +293,6 @@ def test_a_wheel_that_does_not_exist_or_holds_no_single_gguf_is_named(only_index
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def local_hub(model: Path) -> Iterator[str]:
-    """A hub on this machine that has owner/small at revision v1, with a pickle and a script among its files."""
-    commit = "c" * 40
-    files = {file.name: file.read_bytes() for file in model.iterdir()}
-    files |= {"pytorch_model.bin": b"pickle", "modeling.py": b"code"}
-
-    class Hub(BaseHTTPRequestHandler):
-        def answer(self, code: int, body: bytes = b"", **headers: str) -> None:
-            self.send_response(code)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            path = self.path.split("?")[0]
-            if "owner/small" not in path:
-                return self.answer(404, X_Error_Code="RepoNotFound")
-            if path == f"/api/models/owner/small/tree/{commit}":
-                tree = [{"type": "file", "path": name, "size": len(body), "oid": name} for name, body in files.items()]
-                return self.answer(200, json.dumps(tree).encode())
-            if path.startswith("/api/"):
-                if not path.endswith("/revision/v1"):
-                    return self.answer(404, X_Error_Code="RevisionNotFound")
-                return self.answer(200, json.dumps({"id": "owner/small", "sha": commit, "siblings": []}).encode())
-            body = files[path.rsplit("/", 1)[1]]
-            etag = hashlib.sha256(body).hexdigest()
-            return self.answer(200, body, X_Repo_Commit=commit, ETag=f'"{etag}"')
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 DOWNLOAD = """
 import sys
 from components.base_model import download_from_hub
@@ -362,7 +314,10 @@ def test_a_hub_model_comes_without_pickle_and_code_and_what_is_missing_is_told_f
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=PROJECT)
         return done.stdout.strip()
 
-    with local_hub(small_model) as endpoint:
+    files = {file.name: file.read_bytes() for file in small_model.iterdir()}
+    with local_hub(
+        "models", "owner/small", {**files, "pytorch_model.bin": b"pickle", "modeling.py": b"code"}
+    ) as endpoint:
         folder = Path(download(endpoint, "owner/small", "v1"))
         assert {file.name for file in folder.iterdir()} == {file.name for file in small_model.iterdir()}
         assert "UserError params.yaml: base_model.revision: v2: owner/small has" in download(

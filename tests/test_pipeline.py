@@ -6,6 +6,7 @@ A run of it takes most of a minute, so each one is looked at from several sides.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import sqlite3
@@ -79,6 +80,11 @@ def test_a_run_ends_with_a_table_and_where_things_are(finished: tuple[Path, str]
     for expected in ("base", "perplexity", "models/2", "iterit version 1", "mlflow server", "prefect server start"):
         assert expected in table
     assert not [line for line in table.splitlines() if "…" in line]  # cut off
+    whole, arithmetic, rest = map(
+        int, re.search(r"time +(\d+) s: (\d+) s of .*, (\d+) s of everything", table).groups()
+    )
+    assert 0 < arithmetic < whole
+    assert abs(whole - arithmetic - rest) <= 1  # each is rounded
 
 
 def test_a_first_run_prints_nothing_that_a_user_can_do_nothing_about(finished: tuple[Path, str]) -> None:
@@ -99,7 +105,9 @@ def test_a_run_ends_sealed_and_the_audit_holds(finished: tuple[Path, str]) -> No
         assert found["checkpoint"] == message["checkpoint"]
         assert [step["iteration"] for step in found["iterations"]] == ["1", "2"]
         assert found["iterations"][0]["code"]["clean"]
-        assert found["sealed"] == [{"tag": "iterit/iterit/v1", **message}]
+        assert found["sealed"] == [{"tag": "iterit/iterit/v1", **message, "registered": True}]
+    earlier = json.loads(iterit(folder, "audit", "checkpoint", "models/1", "--format", "json"))
+    assert earlier["sealed"] == [{"tag": "iterit/iterit/v1", **message, "registered": False}]
     again = iterit(folder, "audit", "verify", "--replay", "1").splitlines()
     assert any(line.startswith("ok        models/1 made again") for line in again)
 

@@ -23,6 +23,7 @@ from components.sources.docstrings import read_docstrings
 from components.sources.files import read_file
 from components.sources.hub import read_dataset
 from components.watch import list_files, watched_files
+from tests.local_hub import local_hub
 
 ROWS = [
     {"instruction": "Größe?", "input": "", "output": 'a "quoted", value'},
@@ -359,6 +360,30 @@ def test_a_dataset_that_cannot_be_meant_is_refused_by_its_key(
     with pytest.raises(UserError) as caught:
         list(read_dataset("d", source))
     assert str(caught.value).startswith(said)
+
+
+READ = """
+from components.settings import DatasetSource
+from components.sources.hub import read_dataset
+for item in read_dataset('d', DatasetSource(name='owner/data', revision='v1', split='train[1:]')):
+    print(item.where, item.value['output'])
+"""
+
+
+def test_a_dataset_of_the_hub_is_read_at_its_revision(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {word}", "output": word} for word in ("one", "two", "three")]
+    files = {
+        "data/train.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode(),
+        "README.md": b"---\nconfigs:\n- config_name: default\n  data_files: data/train.jsonl\n---\n",
+    }
+    with local_hub("datasets", "owner/data", files) as endpoint:
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+        done = subprocess.run(
+            [sys.executable, "-c", READ], capture_output=True, text=True, check=True, env=environment, timeout=120
+        )
+    assert done.stdout.splitlines() == [
+        f"owner/data train[1:] row {row} {word}" for row, word in ((1, "two"), (2, "three"))
+    ]
 
 
 def test_a_hub_that_does_not_answer_is_to_be_tried_again_later(tmp_path: Path) -> None:

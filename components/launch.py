@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -27,6 +28,8 @@ def prepare_deepspeed() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else accelerate says that it sets it
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed calls torch's collectives by names that are going to change
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
     with without("mlflow"):  # its autotuner asks whether there is one, for 2 s
         import deepspeed
 

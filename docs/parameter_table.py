@@ -49,7 +49,8 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_type(part) for part in get_args(annotation))
     if get_origin(annotation) is list:
-        return f"list of {_type(get_args(annotation)[0])}s"
+        kind = _type(get_args(annotation)[0])
+        return f"list of {kind}s" if kind == "number" else f"list of {kind}"
     if issubclass(annotation, BaseModel):
         return f"block ({get_args(annotation.model_fields['kind'].annotation)[0]})"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}

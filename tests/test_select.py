@@ -134,7 +134,7 @@ def set_ratio(ratio: str) -> None:
 def project(tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> Path:
     params = Path(__file__).parents[1] / "params.yaml"
     (tmp_path / "params.yaml").write_text(
-        params.read_text(encoding="utf-8").replace("\n  ratio: 0.1", "\n  ratio: 6"), "utf-8"
+        params.read_text(encoding="utf-8").replace("\n  ratio: 0.15", "\n  ratio: 6"), "utf-8"
     )
     monkeypatch.chdir(tmp_path)
     write_records(Path("pool.parquet"), records)

@@ -1,7 +1,7 @@
 # make run    retrain with params.yaml
 # make test   the tests
 # make lint   ruff, mypy, hadolint
-# make bench  the figures of benchmarks/results.md, half an hour; ALPACA=FILE takes that corpus
+# make bench  the figures of benchmarks/results.md, three quarters of an hour; ALPACA=FILE takes that corpus
 # Each of them makes the virtual environment from requirements.lock first, once.
 
 PYTHON ?= python3

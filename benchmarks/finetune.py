@@ -69,15 +69,20 @@ def warm_share(told: dict[str, Any]) -> float:
 def plain_trainer(folder: Path, records: Sequence[Record], batch_size: int, max_length: int) -> float:
     """Real tokens per second of transformers.Trainer, one padded record a forward pass."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_plain_trainer, (str(folder / "base"), list(records), batch_size, max_length))
+        rate = pool.apply(_plain_trainer, (str(folder / "base"), list(records), batch_size, max_length))
+        pool.close()
+        pool.join()
+    return rate
 
 
 def _plain_trainer(model: str, records: Sequence[Record], batch_size: int, max_length: int) -> float:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+    from transformers.utils.logging import disable_progress_bar
 
     from components.chat import encode_conditional
 
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts = encode_conditional(records, tokenizer, system="You are a helpful assistant.", max_length=max_length)
     rows = []

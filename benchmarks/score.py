@@ -74,7 +74,9 @@ def _work(method: str, folder: Path, dtype: str, pairs: Sequence[tuple[Text, Tex
         read = partial(read_pairs, pairs, reader, batch_tokens=BATCH_TOKENS)
     else:
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         read = partial(plain_loop, pairs, model)
     while pipe.recv():

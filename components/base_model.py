@@ -26,8 +26,9 @@ from typing import Any
 from components import tables
 from components.digests import file_digest
 from components.errors import Unreachable, UserError
+from components.scratch import SCRATCH
 from components.settings import GgufModel, HubModel, ModelSource, WheelModel, load_settings
-from components.stage import SCRATCH, stage
+from components.stage import stage
 
 DOWNLOADS = SCRATCH / "downloads"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components import tables
-from components.stage import SCRATCH
+from components.scratch import SCRATCH
 
 MEMORY = SCRATCH / "digests.json"
 LARGE = 2**24  # bytes; what is smaller is read faster than it is looked up

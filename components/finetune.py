@@ -37,8 +37,9 @@ from components.errors import UserError
 from components.launch import ERROR, be_alone, launch_workers, prepare_deepspeed
 from components.progress import progress
 from components.records import Record, read_records
+from components.scratch import throughput_file
 from components.settings import FinetuneSettings, Settings, load_settings
-from components.stage import BAD_INPUT, collect_rarely, die_with_parent, stage, stage_name, throughput_file
+from components.stage import BAD_INPUT, collect_rarely, die_with_parent, stage, stage_name
 from components.throughput import forward_operations, measure_gemm
 from components.training_state import Progress, read_progress
 

@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from components.digests import file_digest
 from components.errors import UserError
 from components.provenance import BUNDLE, FOLDER, digest_of, read_bundle, stage_of
-from components.stage import SCRATCH
+from components.scratch import SCRATCH
 
 WORKSPACE = "workspace"
 INDEX = SCRATCH / "audit.sqlite"

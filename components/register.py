@@ -25,8 +25,9 @@ import psutil
 from components import gate, tables, tracking
 from components.digests import file_digest, known_digest
 from components.errors import UserError
+from components.scratch import SCRATCH
 from components.settings import Settings, load_settings
-from components.stage import SCRATCH, stage
+from components.stage import stage
 
 RUN_VARIABLE = "ITERIT_PIPELINE_RUN"
 REGISTERED = SCRATCH / "registered.json"

@@ -14,7 +14,7 @@ from components.audit import Check
 from components.errors import UserError
 from components.history import WORKSPACE, Snapshot
 from components.provenance import CODE, digest_of
-from components.stage import SCRATCH
+from components.scratch import SCRATCH
 from components.training_state import STATES
 
 STAGES = ("score", "select", "finetune")

@@ -17,8 +17,9 @@ from typing import Any
 
 from components import tables
 from components.errors import UserError
+from components.scratch import seconds_file
 from components.settings import Settings, load_settings
-from components.stage import seconds_file, stage, stage_name
+from components.stage import stage, stage_name
 from components.training_state import prune_trainer_states
 
 SERIES = (

@@ -45,8 +45,9 @@ from components.model import load_model, load_tokenizer, prepack
 from components.progress import progress
 from components.reading import Reader, Text, make_reader, read_pairs
 from components.records import Record, iterate_records
+from components.scratch import SCRATCH
 from components.settings import ScoreSettings, Settings, load_settings
-from components.stage import BAD_INPUT, SCRATCH, Stopwatch, collect_rarely, die_with_parent, stage, stage_name
+from components.stage import BAD_INPUT, Stopwatch, collect_rarely, die_with_parent, stage, stage_name
 
 VARIANT = "ifd"
 STORE = SCRATCH / "scores"

@@ -23,9 +23,8 @@ from pathlib import Path
 
 from components import tables
 from components.errors import Unreachable, UserError
+from components.scratch import seconds_file
 
-SCRATCH = Path(".iterit")  # never versioned: locks, timings, downloads, what a killed stage can go on from
-SECONDS = SCRATCH / "seconds"  # how long each stage took when it last ran here
 SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish", "busybox")
 BAD_INPUT, TRY_LATER = 2, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h
 
@@ -129,14 +128,6 @@ class Stopwatch:
 def stage_name(name: str, key: str | None = None) -> str:
     """DVC's name of a stage: `dedupe`, `score@2`."""
     return f"{name}@{key}" if key else name
-
-
-def seconds_file(stage: str) -> Path:
-    return SECONDS / f"{stage}.json"
-
-
-def throughput_file(stage: str) -> Path:
-    return SCRATCH / "throughput" / f"{stage}.json"
 
 
 @contextmanager

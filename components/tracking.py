@@ -43,8 +43,9 @@ from components import tables
 from components.errors import Unreachable, UserError
 from components.gate import CHAMPION, PREVIOUS
 from components.provenance import read_subjects
+from components.scratch import SCRATCH, seconds_file, throughput_file
 from components.settings import PARAMS, Settings, read_params
-from components.stage import SCRATCH, quiet_environment, seconds_file, throughput_file
+from components.stage import quiet_environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

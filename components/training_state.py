@@ -21,7 +21,8 @@ from typing import Any
 from components import tables
 from components.digests import folder_digest
 from components.errors import UserError
-from components.stage import SCRATCH, stage_name
+from components.scratch import SCRATCH
+from components.stage import stage_name
 
 PROGRESS = "progress.json"
 STATES = SCRATCH / "states"

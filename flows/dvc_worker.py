@@ -14,7 +14,8 @@ import re
 import sys
 from typing import Any
 
-from components.stage import BAD_INPUT, TRY_LATER, collect_rarely, die_with_parent, seconds_file
+from components.scratch import seconds_file
+from components.stage import BAD_INPUT, TRY_LATER, collect_rarely, die_with_parent
 
 SEPARATOR = "\x1e"
 

@@ -25,8 +25,8 @@ from prefect.states import Completed, Failed
 
 from components.errors import UserError
 from components.report import iteration_rows
+from components.scratch import SCRATCH
 from components.settings import Settings, load_settings
-from components.stage import SCRATCH
 from flows.recording import recording
 from flows.seal import seal
 from flows.stage import StageError, dvc_worker, run_stage

@@ -17,8 +17,8 @@ from typing import Any
 from components import tables
 from components.digests import file_digest
 from components.provenance import BUNDLE, write_bundle
+from components.scratch import SCRATCH
 from components.settings import SealSettings
-from components.stage import SCRATCH
 
 RESULTS = ("dvc.lock", "params.yaml", "metrics", "plots", BUNDLE)
 INDEX = SCRATCH / "seal.index"

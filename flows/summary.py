@@ -14,8 +14,8 @@ from rich.table import Table
 
 from components import tables
 from components.report import iteration_rows
+from components.scratch import SCRATCH, SECONDS
 from components.settings import Settings
-from components.stage import SCRATCH, SECONDS
 
 METRICS, ITERATIONS, REGISTERED = Path("metrics"), Path("data/iterations"), SCRATCH / "registered.json"
 

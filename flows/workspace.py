@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from components.errors import UserError
+from components.scratch import SCRATCH
 from components.settings import PARAMS, Settings
-from components.stage import SCRATCH
 
 LOCK = SCRATCH / "lock"
 

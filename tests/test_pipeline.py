@@ -16,7 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from components.digests import folder_digest
-from components.stage import seconds_file
+from components.scratch import seconds_file
 from tests.project import (
     at_work_in,
     call,

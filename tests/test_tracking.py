@@ -14,8 +14,8 @@ import pytest
 from components import tracking
 from components.digests import file_digest
 from components.errors import Unreachable, UserError
+from components.scratch import seconds_file
 from components.settings import load_settings
-from components.stage import seconds_file
 from components.tables import write_json
 
 STAGES = ["watch@incoming", "base_model", "ingest", "dedupe", "evaluate_base", "report"]

@@ -10,7 +10,7 @@ RUN apt-get update \
 WORKDIR /iterit
 
 # the environment changes seldom: its layer is kept when only the code changes
-COPY Makefile pyproject.toml requirements.lock README.md LICENSE ./
+COPY Makefile pyproject.toml requirements.lock prefect.toml README.md LICENSE ./
 COPY components components
 COPY flows flows
 RUN make setup

@@ -34,7 +34,9 @@ $(VENV)/complete: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	$(BIN)/python -c 'from components.launch import build_extension; build_extension()' >/dev/null
 	$(BIN)/python -c 'from components.strategies.iterit import compile_ahead; compile_ahead()'
-	$(BIN)/prefect server database upgrade --yes >/dev/null  # else the first run waits 6 s for Prefect's tables
+	@# the tables of this folder's Prefect store, for which the first run would wait 6 s; no other database is touched
+	$(if $(PREFECT_API_URL),,env -u PREFECT_API_DATABASE_CONNECTION_URL -u PREFECT_SERVER_DATABASE_CONNECTION_URL \
+		$(BIN)/prefect server database upgrade --yes >/dev/null)
 	@touch $@
 
 run: setup

@@ -21,23 +21,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from benchmarks.corpus import read_alpaca, spread
 from benchmarks.report import Row
 from components import tables
 from components.records import Record, write_records
-from components.settings import load_settings
+from components.settings import load_settings, read_params
 from components.stage import quiet_environment
 
 TURNS = 3
 PROJECT = Path(__file__).parent.parent
 
 
-def the_stage(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
+def the_stage(folder: Path, records: Sequence[Record], *, deterministic: bool = True) -> dict[str, Any]:
     """Run the stage over `records` in a project folder of its own; what it says of its speed."""
     place = Path(tempfile.mkdtemp(dir=folder))
     for name in ("components", "conf"):
         (place / name).symlink_to(PROJECT / name)
-    shutil.copyfile(PROJECT / "params.yaml", place / "params.yaml")
+    params = read_params(PROJECT / "params.yaml")
+    params["finetune"]["deterministic"] = deterministic
+    YAML().dump(params, place / "params.yaml")
     (place / "models").mkdir()
     (place / "models/base").symlink_to((folder / "base").resolve())
     write_records(place / "subset.parquet", records)
@@ -124,12 +128,13 @@ def _plain_trainer(model: str, records: Sequence[Record], batch_size: int, max_l
 def run(model: Path, records: Sequence[Record], turns: int = TURNS) -> list[Row]:
     """Tokens per second of both, and ours as a share of the machine's GEMM rate."""
     settings = load_settings(PROJECT / "params.yaml").finetune
-    ours, plain = [], []
+    ours, free, plain = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "base").symlink_to(model.resolve())
         for _ in range(turns):
             ours.append(the_stage(folder, records))
+            free.append(the_stage(folder, records, deterministic=False))
             plain.append(plain_trainer(folder, records, settings.batch_size, settings.max_length))
     of = f"fine-tune, {len(records)} records"
     return [
@@ -139,6 +144,13 @@ def run(model: Path, records: Sequence[Record], turns: int = TURNS) -> list[Row]
             statistics.median(plain),
             "tokens/s",
             "1.5 times",
+        ),
+        Row(
+            f"{of}: with deterministic algorithms against without",
+            statistics.median(one["tokens_per_second"] for one in ours),
+            statistics.median(one["tokens_per_second"] for one in free),
+            "tokens/s",
+            "",
         ),
         Row(
             f"{of}: useful operations over the machine's GEMM rate",

@@ -104,7 +104,7 @@ def describe(checkpoint: Checkpoint, *, every_record: bool = False) -> dict[str,
     return {
         "checkpoint": checkpoint.digest,
         "told_by": snapshot.ref,
-        "sealed": sealed(checkpoint),
+        "sealed": sealed(checkpoint.digest),
         "base_model": {
             "digest": snapshot.made("models/base"),
             "params": _definition(snapshot, "base_model")["externalParameters"]["params"],
@@ -115,22 +115,25 @@ def describe(checkpoint: Checkpoint, *, every_record: bool = False) -> dict[str,
     }
 
 
-def sealed(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Tags of the sealed runs that made or registered it: the tag, MLflow's run, Prefect's flow run."""
+def sealed(digest: str) -> list[dict[str, Any]]:
+    """The tags of the sealed runs that a checkpoint was made, kept or registered in, the earliest first.
+
+    Of each: the tag, MLflow's run, Prefect's flow run, and whether it was this checkpoint that was registered.
+    """
+    query = "select ref from checkpoint where digest = ? and ref != ? order by place"
+    told_by = {ref: place for place, (ref,) in enumerate(open_index().execute(query, [digest, WORKSPACE]))}
     try:
-        names = git("tag", "--list", "iterit/*").split()
+        listed = git("tag", "--list", "--format=%(refname:short) %(*objectname)", "iterit/*").splitlines()
     except subprocess.CalledProcessError:
         return []
+    tags = [line.split(" ") for line in listed]
     found = []
-    lock = hashlib.sha256(checkpoint.snapshot.read("dvc.lock").encode()).hexdigest() if names else None
-    for name in names:
+    for _, name in sorted((told_by[commit], name) for name, commit in tags if commit in told_by):
         try:
             message = json.loads(git("tag", "--list", "--format=%(contents)", name))
-        except json.JSONDecodeError:
+            found.append({"tag": name, **message, "registered": message["checkpoint"] == digest})
+        except (KeyError, TypeError, json.JSONDecodeError):
             continue  # somebody else's tag
-        registered = message.get("checkpoint") == checkpoint.digest
-        if registered or message.get("dvc_lock") == lock:
-            found.append({"tag": name, **message, "registered": registered})
     return found
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from components import tables
 from components.scratch import SCRATCH
@@ -36,8 +38,8 @@ def folder_digest(folder: Path, digest: Callable[[Path], str] = file_digest) -> 
 def known_digest(path: Path) -> str:
     """The digest of a file or folder; large files that are as this function saw them last are not read again.
 
-    For stages, each of which would read the checkpoint twice: it believes inode, size and times, as DVC does. An audit
-    believes none of them.
+    For stages, each of which would read the checkpoint twice: it believes device, inode, size and times of a local file
+    system, as DVC does. An audit believes none of them.
     """
     return folder_digest(path, _known_file_digest) if path.is_dir() else _known_file_digest(path)
 
@@ -46,14 +48,22 @@ def _known_file_digest(file: Path) -> str:
     status = file.stat()
     if status.st_size < LARGE:
         return file_digest(file)
-    seen = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    seen = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    memory = _read_memory()
+    known = memory.get(file.as_posix())
+    if not isinstance(known, dict) or known.get("seen") != seen:
+        known = {"seen": seen, "sha256": file_digest(file)}
+        # several processes may read one model: each writes beside under a name of its own, and the last one stays
+        own = MEMORY.with_name(f"{MEMORY.name}.{os.getpid()}")
+        tables.write_json(own, {**memory, file.as_posix(): known})
+        own.replace(MEMORY)
+    digest: str = known["sha256"]
+    return digest
+
+
+def _read_memory() -> dict[str, Any]:
     try:
         memory = json.loads(MEMORY.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        memory = {}
-    known = memory.get(file.as_posix())
-    if known is None or known["seen"] != seen:
-        known = {"seen": seen, "sha256": file_digest(file)}
-        tables.write_json(MEMORY, {**memory, file.as_posix(): known})
-    digest: str = known["sha256"]
-    return digest
+        return {}
+    return memory if isinstance(memory, dict) else {}

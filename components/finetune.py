@@ -395,7 +395,7 @@ def main() -> None:
 
 def identity(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     """What a training must have been begun with for its checkpoints to be gone on from."""
-    code = ("finetune", "trainer", "packing", "adapters", "chat")
+    code = ("finetune", "trainer", "packing", "adapters", "chat", "model", "launch")
     return {
         "subset": file_digest(options.subset),
         "parent_model": known_digest(options.parent_model),

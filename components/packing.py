@@ -50,7 +50,11 @@ def agrees(model: Any, alone: Sequence[Any], together: Callable[[], Any]) -> boo
     try:
         with packed_attention(model):
             found = together()
-    except (UnpackableError, AttributeError, TypeError):  # the last two: layers that do not hand our arguments down
+    except UnpackableError:
+        return False
+    except TypeError as error:  # a forward pass that takes no arguments but its own
+        if "iterit_" not in str(error):
+            raise
         return False
     return close(torch.cat(list(alone)), found)
 
@@ -73,7 +77,7 @@ def _attend_text_by_text(
     value: Any,
     attention_mask: Any,
     *,
-    iterit_lengths: Sequence[int],
+    iterit_lengths: Sequence[int] | None = None,
     iterit_layers: Sequence[tuple[Any, Any]] | None = None,
     iterit_mask: Any = None,
     scaling: float | None = None,
@@ -85,6 +89,8 @@ def _attend_text_by_text(
     """Causal attention within each text, and to the opening; query, key and value: (1, heads, positions, width)."""
     import torch
 
+    if iterit_lengths is None:
+        raise UnpackableError("layers that do not hand our arguments down")
     if sliding_window is not None or softcap is not None or attention_mask is not None:
         raise UnpackableError("a window, a cap or a mask, which this attention does not know")
     lengths = list(iterit_lengths)

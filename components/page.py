@@ -25,7 +25,7 @@ PAGE = """<!doctype html>
 </style></head><body>
 <h1>What trained this checkpoint</h1>
 <p><code>{{ found.checkpoint }}</code>, told by {{ found.told_by }}</p>
-{% for one in found.sealed %}<p>{{ "Registered as" if one.registered else "Made for" }} {{ one.tag }}: MLflow run <code>{{ one.mlflow_run }}</code>, Prefect flow run <code>{{ one.prefect_flow_run }}</code></p>
+{% for one in found.sealed %}<p>{{ "Registered as" if one.registered else "Part of" }} {{ one.tag }}: MLflow run <code>{{ one.mlflow_run }}</code>, Prefect flow run <code>{{ one.prefect_flow_run }}</code></p>
 {% endfor %}<svg role="img" aria-label="chain" width="{{ 190 * (found.iterations | length + 1) }}" height="70">
 {%- for box in chain %}
  {%- if not loop.first %}<path d="M{{ 190 * loop.index0 - 30 }} 33 h26 m-7 -5 l7 5 l-7 5" fill="none" stroke="#5b6b7c"/>{% endif %}

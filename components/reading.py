@@ -1,10 +1,10 @@
 """Reads texts with a model: the mean loss of each over its scored positions, in nats per token.
 
-What makes it fast (`make bench` measures it): the texts of a batch lie
-one after the other in a single row, so that nothing is padded, and attention goes text by text; the output layer is
-computed at scored positions only, a few at a time; the template's opening (system message and all) is computed once
-and reused as keys and values. None of it changes a text's loss by more than rounding, and each short cut is tried on
-the model first: where an architecture does not allow it, the plain way is taken.
+What makes it fast (`make bench` measures it): the texts of a batch lie one after the other in a single row, so that
+nothing is padded, and attention goes text by text; the output layer is computed at scored positions only, a few at a
+time; the template's opening (system message and all) is computed once and reused as keys and values. None of it
+changes a text's loss by more than rounding, and each short cut is tried on the model first: where an architecture does
+not allow it, the plain way is taken.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import json
 import os
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,11 @@ def register(
 
 
 def pass_gate(
-    version: tracking.RegisteredVersion, result: dict[str, Any], holdout: Path, settings: Settings
+    version: tracking.RegisteredVersion,
+    result: dict[str, Any],
+    holdout: Path,
+    settings: Settings,
+    arithmetic: AbstractContextManager[object],
 ) -> gate.Decision:
     """Make the version the challenger, and the champion if it beats the present one on this holdout."""
     champion = tracking.holder_of(version.model, gate.CHAMPION)
@@ -80,7 +85,7 @@ def pass_gate(
     else:
         again = champion.tags.get(HOLDOUT) != file_digest(holdout)
         if again:
-            figures = evaluate_again(version.model, champion.number, holdout, settings)
+            figures = evaluate_again(version.model, champion.number, holdout, settings, arithmetic)
         else:
             figures = {name: float(champion.tags[f"holdout.{name}"]) for name in settings.gate.metrics}
         decision = gate.decide(
@@ -93,7 +98,9 @@ def pass_gate(
     return decision
 
 
-def evaluate_again(name: str, number: str, holdout: Path, settings: Settings) -> dict[str, Any]:
+def evaluate_again(
+    name: str, number: str, holdout: Path, settings: Settings, arithmetic: AbstractContextManager[object]
+) -> dict[str, Any]:
     """The champion on a holdout that it was not evaluated on: it is fetched from the registry."""
     from components.evaluate import measure
     from components.model import load_model
@@ -103,7 +110,7 @@ def evaluate_again(name: str, number: str, holdout: Path, settings: Settings) ->
         folder = tracking.download_version(name, number, Path(place))
         model, tokenizer = load_model(folder, settings.score.dtype)
         what = f"evaluate {name} version {number} again"
-        return measure(model, tokenizer, read_records(holdout), settings.score, what)
+        return measure(model, tokenizer, read_records(holdout), settings.score, what, arithmetic)
 
 
 def promote_by_hand(number: str) -> str:
@@ -142,7 +149,7 @@ def main() -> None:
     parser.add_argument("--holdout", type=Path, required=True)
     parser.add_argument("--result", type=Path, required=True)
     options = parser.parse_args()
-    with stage("register"):
+    with stage("register") as arithmetic:
         settings = load_settings()
         begun = time.monotonic()
         result = describe_checkpoint(settings, options.models, options.metrics)
@@ -153,7 +160,7 @@ def main() -> None:
             run = tracking.start_pipeline_run(settings, started=begin_of_dvc())
         tracking.record_all(run, settings, except_for=["register"])
         version = register(run, result, options.models, options.holdout)
-        decision = pass_gate(version, result, options.holdout, settings)
+        decision = pass_gate(version, result, options.holdout, settings, arithmetic)
         tables.write_json(options.result, result)
         entry = tracking.make_entry(["experiment", "register", "gate", "iterations"], options.result)
         tracking.record_stage(run, "register", entry, outcome="ran", seconds=time.monotonic() - begun)

@@ -57,6 +57,7 @@ STORE_FORMAT = "2"  # raise it when a change here changes numbers: stored scores
 WINDOW = 128
 
 UNTIMED = nullcontext()
+ARITHMETIC = "arithmetic.json"  # in the scratch folder: what the first of several processes computed for
 
 NO_RESPONSE = "the response is empty"
 CUT_OFF = "no token of the response is left within max_length"
@@ -345,7 +346,10 @@ def main() -> None:
         die_with_parent()
         collect_rarely()
         try:
-            score_stage(options, load_settings(), Stopwatch(), (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])))
+            own, arithmetic = int(os.environ["RANK"]), Stopwatch()
+            score_stage(options, load_settings(), arithmetic, (own, int(os.environ["WORLD_SIZE"])))
+            if own == 0:
+                tables.write_json(scratch / ARITHMETIC, {"seconds": arithmetic.seconds})
         except UserError as error:
             (scratch / ERROR).write_text(str(error), encoding="utf-8")
             sys.exit(BAD_INPUT)
@@ -356,6 +360,7 @@ def main() -> None:
         if settings.processes > 1:  # they fill the store; what is left to do here is to read it
             scratch.mkdir(parents=True, exist_ok=True)
             launch_workers("components.score", settings.processes, None, scratch)
+            arithmetic.seconds = tables.read_json(scratch / ARITHMETIC)["seconds"]
             shutil.rmtree(scratch)
         scores, pool_size = score_stage(options, every, arithmetic)
         metrics = summarize(scores)

@@ -265,7 +265,7 @@ class FinetuneSettings(Block):
     batch_size: PositiveInt = 8
     """Records per optimizer step, whatever the number of processes."""
     micro_batch_size: PositiveInt = 4
-    """Records per forward pass of one process, in one row; gradient accumulation is derived."""
+    """Records per forward pass of one process, in one row where the model allows it; accumulation is derived."""
     max_length: Annotated[int, Field(ge=8)] = 512
     """Tokens; longer conversations are truncated."""
     loss: Literal["record", "token"] = "record"

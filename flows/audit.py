@@ -42,7 +42,7 @@ def checkpoint(
         return
     print(f"checkpoint  {found['checkpoint']}  (told by {found['told_by']})")
     for one in found["sealed"]:
-        how = "registered" if one["registered"] else "made for  "
+        how = "registered" if one["registered"] else "part of   "
         print(f"{how}  {one['tag']}, MLflow run {one['mlflow_run']}, Prefect flow run {one['prefect_flow_run']}")
     print(f"base model  {found['base_model']['digest']}")
     for step in found["iterations"]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from components import digests
 from components.digests import LARGE, MEMORY, folder_digest, known_digest
 from tests.small_model import make_small_model
+
+PROJECT = Path(__file__).parent.parent
 
 
 def test_the_digest_of_a_checkpoint_sees_names_and_bytes_and_not_the_place(small_model: Path, tmp_path: Path) -> None:
@@ -50,5 +54,19 @@ def test_a_large_file_is_read_once_and_again_when_it_was_touched(large: Path, mo
 
 def test_what_is_known_is_no_more_than_a_help(large: Path) -> None:
     expected = known_digest(large)
-    MEMORY.write_text("{ damaged")
-    assert known_digest(large) == expected
+    for damaged in ("{ damaged", "[]", json.dumps({large.as_posix(): "x"})):
+        MEMORY.write_text(damaged)
+        assert known_digest(large) == expected
+
+
+def test_several_processes_may_learn_the_same_digest_at_once(large: Path) -> None:
+    for name in "abcdef":
+        (large.parent / name).write_bytes(name.encode() * LARGE)
+    expected = folder_digest(large.parent)
+    program = "from components.digests import *; print(known_digest(Path('model')))"
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[0].strip() for process in started] == [expected] * 4
+    assert known_digest(large.parent) == expected
+    assert [file.name for file in MEMORY.parent.iterdir()] == [MEMORY.name]

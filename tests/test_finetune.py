@@ -19,7 +19,7 @@ from components.chat import Encoded, encode_conditional
 from components.records import Message, Record, make_record, write_records
 from components.settings import Columns
 from components.sources.shapes import finish, from_columns, recognize
-from components.trainer import IGNORED, Schedule, collate, collate_packed, effective_batches
+from components.trainer import IGNORED, Schedule, collate, collate_packed, effective_batches, packs
 from tests.project import call, edit_params, make_project, start, wait_for
 
 SYSTEM = "You are a helpful assistant."
@@ -166,6 +166,14 @@ def test_a_model_that_cannot_be_packed_is_padded_and_makes_the_same_steps(folder
     padded, packed = ([float(row["loss"]) for row in read_steps(place, 1)] for place in (other, folder))
     assert padded == pytest.approx(packed, abs=2e-5)
     assert "iterit" not in (folder / "models/1/config.json").read_text(), "packing leaves a trace"
+
+
+def test_a_llama_is_packed_in_either_type(small_model: Path) -> None:
+    from components.model import load_model
+
+    for dtype in ("float32", "bfloat16"):
+        model, _ = load_model(small_model, dtype)
+        assert packs(model)
 
 
 def test_the_same_inputs_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:

@@ -83,7 +83,10 @@ def test_a_run_ends_with_a_table_and_where_things_are(finished: tuple[Path, str]
     whole, arithmetic, rest = map(
         int, re.search(r"time +(\d+) s: (\d+) s of .*, (\d+) s of everything", table).groups()
     )
-    assert 0 < arithmetic < whole
+    assert 0 <= arithmetic < whole
+    for name in ("evaluate_base", "score@1", "finetune@1", "evaluate@1"):
+        took = json.loads((finished[0] / seconds_file(name)).read_text())
+        assert 0 < took["arithmetic"] < took["seconds"]
     assert abs(whole - arithmetic - rest) <= 1  # each is rounded
 
 

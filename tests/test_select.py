@@ -132,11 +132,8 @@ def set_ratio(ratio: str) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> Path:
-    params = Path(__file__).parents[1] / "params.yaml"
-    (tmp_path / "params.yaml").write_text(
-        params.read_text(encoding="utf-8").replace("\n  ratio: 0.15", "\n  ratio: 6"), "utf-8"
-    )
     monkeypatch.chdir(tmp_path)
+    set_ratio("6")
     write_records(Path("pool.parquet"), records)
     tables.write(Path("scores.parquet"), scores_of(records, COMPLEXITY), tables.SCORES)
     ids = pa.table({"id": [record.id for record in records]})

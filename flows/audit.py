@@ -127,6 +127,10 @@ def verify(
     from components import audit
     from components.replay import replay as make_again
 
+    for check in audit.verify_statements():
+        if not check.holds:
+            print(check)
+            raise typer.Exit(1)
     last = audit.last_checkpoint() if not reference else audit.find_checkpoint(reference)
     count = 0
     for check in itertools.chain(audit.verify(last), make_again(last.snapshot, replay) if replay else ()):

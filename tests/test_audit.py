@@ -241,6 +241,20 @@ def test_one_flipped_byte_is_found(project: Path, path: str) -> None:
     assert "recorded" in last
 
 
+@pytest.mark.parametrize(("place", "bit"), [(0, 1), (100, 128), (-3, 1), ("models/2", 1)])
+def test_a_flip_that_leaves_no_json_no_text_or_another_name_is_found_as_well(
+    project: Path, place: int | str, bit: int
+) -> None:
+    file = Path("provenance/finetune@2.json")
+    content = bytearray(file.read_bytes())
+    content[content.index(place.encode()) if isinstance(place, str) else place] ^= bit
+    file.chmod(0o644)
+    file.write_bytes(content)
+    for reference in ((), ("models/2",)):
+        last = audit_command(project, "verify", *reference, expect=1).splitlines()[-1]
+        assert last.startswith(f"MISMATCH  {file}  recorded ")
+
+
 def test_a_statement_that_is_gone_is_found(project: Path) -> None:
     digest = folder_digest(Path("models/2"))
     Path("provenance/score@2.json").unlink()

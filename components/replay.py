@@ -1,4 +1,7 @@
-"""Makes an iteration again from what was recorded as its inputs, in a folder of its own, and compares the results."""
+"""Makes an iteration again from what was recorded as its inputs, in a folder of its own, and compares the results.
+
+Where the trainer state that it went on from was pruned, the iterations that make it are trained again first.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from components.errors import UserError
 from components.history import WORKSPACE, Snapshot
 from components.provenance import CODE, digest_of
 from components.scratch import SCRATCH
-from components.training_state import STATES
+from components.training_state import STATES, place_of_trainer_state
 
 STAGES = ("score", "select", "finetune")
 
@@ -25,15 +28,26 @@ def replay(snapshot: Snapshot, iteration: str) -> Iterator[Check]:
 
     Raises UserError when an input is nowhere, or a stage fails.
     """
+    if iteration not in snapshot.iterations:
+        raise UserError(f"--replay {iteration}: there are iterations {', '.join(snapshot.iterations)}")
     SCRATCH.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="replay-") as place:
         folder = Path(place).resolve()
         _place_code(snapshot, folder)
-        if STATES.is_dir():
-            (folder / STATES).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(STATES, folder / STATES)  # the stage takes away those that it does not need
+        first = int(iteration)
+        while first > 1 and (state := _trainer_state(snapshot, first - 1)) is None:
+            first -= 1
+        if first > 1 and state and state.is_relative_to(STATES):
+            shutil.copytree(state, folder / state)  # the stage takes it away when it does not need it any more
+        for earlier in range(first, int(iteration)):
+            yield from _replay_stage(snapshot, f"finetune@{earlier}", folder)
         for name in STAGES:
             yield from _replay_stage(snapshot, f"{name}@{iteration}", folder)
+
+
+def _trainer_state(snapshot: Snapshot, iteration: int) -> Path | None:
+    state = snapshot.find(f"state/{iteration}")
+    return place_of_trainer_state(state) if state else None
 
 
 def _place_code(snapshot: Snapshot, folder: Path) -> None:

@@ -48,13 +48,20 @@ def read_progress(state: Path) -> Progress:
 # --- between iterations -----------------------------------------------------------------------------------------------
 
 
-def find_trainer_state(state: Path) -> Path:
-    """The folder that Trainer resumes from. Raises UserError when it was pruned, or is not what was written."""
+def place_of_trainer_state(state: Path) -> Path | None:
+    """Beside progress.json, or in the store for the newest; None when it was pruned."""
     digest = read_progress(state).trainer_state
     assert digest, "there is none before the first step"
-    beside = any(file.name != PROGRESS for file in state.iterdir())
-    place = state if beside else STATES / digest
-    if not place.is_dir():
+    if any(file.name != PROGRESS for file in state.iterdir()):
+        return state
+    place = STATES / digest
+    return place if place.is_dir() else None
+
+
+def find_trainer_state(state: Path) -> Path:
+    """The folder that Trainer resumes from. Raises UserError when it was pruned, or is not what was written."""
+    place = place_of_trainer_state(state)
+    if place is None:
         raise UserError(
             f"{state}: its trainer state is not on this machine (finetune.keep_states: newest keeps that of the newest "
             f"iteration); `dvc repro -f finetune@{state.name}` makes it again, the same to the last bit"

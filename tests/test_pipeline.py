@@ -111,8 +111,11 @@ def test_a_run_ends_sealed_and_the_audit_holds(finished: tuple[Path, str]) -> No
         assert found["sealed"] == [{"tag": "iterit/iterit/v1", **message, "registered": True}]
     earlier = json.loads(iterit(folder, "audit", "checkpoint", "models/1", "--format", "json"))
     assert earlier["sealed"] == [{"tag": "iterit/iterit/v1", **message, "registered": False}]
-    again = iterit(folder, "audit", "verify", "--replay", "1").splitlines()
-    assert any(line.startswith("ok        models/1 made again") for line in again)
+    # the trainer state after iteration 1 was pruned: it is made again, too
+    again = iterit(folder, "audit", "verify", "--replay", "2").splitlines()
+    for made in ("models/1", "state/1", "data/iterations/2/scores.parquet", "models/2", "state/2"):
+        assert any(line.startswith(f"ok        {made} made again") for line in again), made
+    assert "there are iterations 1, 2" in iterit(folder, "audit", "verify", "--replay", "3", expect=2)
 
 
 def test_a_run_that_finds_nothing_new_registers_nothing(project: Path) -> None:

@@ -229,7 +229,7 @@ def trace(record: str) -> dict[str, Any]:
     reasons: list[dict[str, Any]] = []
     tainted: dict[str, bool] = {}
     query = """
-        select digest, ref, iteration, place, selection, duplicates, holdout from checkpoint
+        select digest, ref, iteration, place, selection, duplicates, holdout, rejected from checkpoint
         order by place, cast(iteration as integer)
     """
     for digest, ref, iteration, place, *sources in index.execute(query):
@@ -262,7 +262,7 @@ def trace(record: str) -> dict[str, Any]:
 
 def _why(entry: tuple[Any, ...] | None) -> str:
     if entry is None:
-        return "not in the pool of that run: rejected, or not in its sources"
+        return "not in that run's sources, or no conversation could be made of it"
     status, *_, other = entry
     if status == "duplicate":
         row = json.loads(other)

@@ -29,7 +29,7 @@ from components.scratch import SCRATCH
 
 WORKSPACE = "workspace"
 INDEX = SCRATCH / "audit.sqlite"
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
 CACHE = Path(".dvc/cache/files/md5")
 
 
@@ -183,7 +183,8 @@ def snapshots() -> Iterator[Snapshot]:
 TABLES = """
     create table snapshot (ref text primary key, lost integer);
     create table checkpoint (digest text, ref text, iteration text, place integer,
-                             selection integer, duplicates integer, holdout integer, primary key (digest, ref));
+                             selection integer, duplicates integer, holdout integer, rejected integer,
+                             primary key (digest, ref));
     create table source (id integer primary key, digest text unique);
     create table entry (record blob, source integer, status text, rank integer, complexity real, diversity real,
                         score real, other text);
@@ -239,10 +240,11 @@ def _add(index: sqlite3.Connection, snapshot: Snapshot) -> None:
                 f"data/iterations/{iteration}/selection.parquet",
                 "data/duplicates.parquet",
                 "data/holdout.parquet",
+                "data/rejected.parquet",
             )
         ]
         index.execute(
-            "insert or ignore into checkpoint values (?, ?, ?, ?, ?, ?, ?)",
+            "insert or ignore into checkpoint values (?, ?, ?, ?, ?, ?, ?, ?)",
             [digest, snapshot.ref, iteration, place, *sources],
         )
 
@@ -271,6 +273,11 @@ def _entries(name: str, file: Path, number: int) -> Iterator[tuple[Any, ...]]:
     elif name == "duplicates.parquet":
         for row in pq.read_table(file).to_pylist():
             yield (bytes.fromhex(row["id"]), number, "duplicate", None, None, None, None, json.dumps(row))
+    elif name == "rejected.parquet":
+        for row in pq.read_table(file, columns=["id", "where", "reason", "detail"]).to_pylist():
+            if row["id"] is not None:  # no conversation could be made of the others
+                told = f"{row['reason']}: {row['detail']} ({row['where']})"
+                yield (bytes.fromhex(row["id"]), number, "rejected", None, None, None, None, told)
     else:
         for record in pq.read_table(file, columns=["id"])["id"].to_pylist():
             yield (bytes.fromhex(record), number, "holdout", None, None, None, None, None)

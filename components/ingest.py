@@ -74,7 +74,7 @@ def read_source(
             try:
                 records.append(_convert(name, item, columns, max_characters))
             except shapes.BadRecordError as bad:
-                rejected.append(_rejection(name, item.where, None, bad.reason, bad.detail))
+                rejected.append(_rejection(name, item.where, bad.record, bad.reason, bad.detail))
                 if bad.reason == "unknown_shape":
                     unknown = unknown or f"{item.where}: {bad.detail}"
         if unknown and len(records) == before:  # not a record or two, but the whole file
@@ -123,10 +123,11 @@ def _convert(name: str, item: Item, columns: Columns | None, max_characters: int
             )
         messages = convert(item.value)
     kept, cut = shapes.finish(messages)
+    record = make_record(name, kept, {"where": item.where, **({"cut_messages": cut} if cut else {})})
     length = sum(len(message.content) for message in kept)
     if length > max_characters:
-        raise shapes.BadRecordError("too_long", f"{length} characters, more than ingest.max_characters")
-    return make_record(name, kept, {"where": item.where, **({"cut_messages": cut} if cut else {})})
+        raise shapes.BadRecordError("too_long", f"{length} characters, more than ingest.max_characters", record.id)
+    return record
 
 
 def _rejection(

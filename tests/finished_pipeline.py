@@ -19,6 +19,7 @@ RECORDS = [
     make_record("texts", [Message("user", f"Say {word}."), Message("assistant", f"{word}, {word} it is.")])
     for word in ("one", "two", "three", "four", "five", "six")
 ]
+REJECTED = "f" * 32  # id of a conversation that was too long
 ITERATIONS = ("1", "2")
 
 
@@ -37,7 +38,9 @@ def make_finished_pipeline(folder: Path, models: dict[str, Path]) -> Path:
     write_records(folder / "data/raw.parquet", RECORDS)
     write_records(folder / "data/pool.parquet", pool)
     write_records(folder / "data/holdout.parquet", holdout)
-    tables.write(folder / "data/rejected.parquet", tables.REJECTED.empty_table(), tables.REJECTED)
+    rejected = {"source": "texts", "where": "a.json row 1", "id": REJECTED, "reason": "too_long", "bad": True}
+    rows = tables.pa.Table.from_pylist([rejected | {"detail": "9 characters"}], schema=tables.REJECTED)
+    tables.write(folder / "data/rejected.parquet", rows, tables.REJECTED)
     tables.write(folder / "data/duplicates.parquet", tables.DUPLICATES.empty_table(), tables.DUPLICATES)
     tables.write_json(folder / "metrics/ingest.json", {"records": 6, "rejected": {"too_long": 0}})
     tables.write_json(folder / "metrics/dedupe.json", {"pool": 4, "holdout": 2})

@@ -16,7 +16,7 @@ from components import audit, history, provenance, tables
 from components.digests import folder_digest
 from components.errors import UserError
 from flows.seal import tag_version
-from tests.finished_pipeline import RECORDS, commit, dvc
+from tests.finished_pipeline import RECORDS, REJECTED, commit, dvc
 from tests.project import WHEN, call
 
 WHO = {f"GIT_{role}_{what}": "t@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -107,7 +107,10 @@ def test_a_record_s_whereabouts_are_told_with_the_reason(project: Path) -> None:
     assert unused["trained"] == []
     assert unused["last_clean"]["checkpoint"] == folder_digest(Path("models/2"))
     assert {one["why"] for one in held["not_used"]} == {"in the holdout"}
-    assert "not in the pool" in audit.trace("0" * 32)["not_used"][0]["why"]
+    assert {one["why"] for one in audit.trace(REJECTED)["not_used"]} == {
+        "rejected: too_long: 9 characters (a.json row 1)"
+    }
+    assert "not in that run's sources" in audit.trace("0" * 32)["not_used"][0]["why"]
     assert audit.ids_with_text("three it is") == [RECORDS[2].id]
     Path("person.json").write_text(json.dumps([{"instruction": "Say one.", "output": "one, one it is."}]))
     assert audit.ids_of_file(Path("person.json")) == [RECORDS[0].id]

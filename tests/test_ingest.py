@@ -16,7 +16,7 @@ import pytest
 from components import tables
 from components.errors import UserError
 from components.ingest import Ingested, ingest
-from components.records import read_records
+from components.records import Message, make_record, read_records
 from components.settings import IngestSettings
 from components.watch import list_files
 from tests.project import SOURCE, edit_params
@@ -67,6 +67,8 @@ def test_what_makes_no_record_is_listed_with_place_and_reason_and_the_run_goes_o
         ("a.jsonl line 26", "too_long", True),
         ("a.jsonl line 27", "unknown_shape", True),
     ]
+    long = make_record("mine", [Message("user", "a" * 80), Message("assistant", "b" * 21)])
+    assert [row["id"] for row in result.rejected] == [None] * 5 + [long.id, None]
     assert result.counts == {"mine": {"read": 47, "kept": 40, "rejected": 7, "over_cap": 0}}
     assert pa.Table.from_pylist(result.rejected, schema=tables.REJECTED).num_rows == 7
 

@@ -37,12 +37,13 @@ SPEAKERS = {
 
 
 class BadRecordError(ValueError):
-    """Why a value makes no record: a word for the table, and what was found."""
+    """Why a value makes no record: a word for the table, what was found, and the id that a refused conversation has."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, record: str | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.record = record
 
 
 def recognize(value: dict[str, Any]) -> Callable[[dict[str, Any]], Messages] | None:

@@ -52,7 +52,7 @@ lint: setup
 	$(BIN)/hadolint Dockerfile
 
 bench: setup
-	$(BIN)/dvc repro --quiet base_model
+	$(BIN)/dvc repro --quiet select@1
 	$(BIN)/python -m benchmarks $(if $(ALPACA),--alpaca $(ALPACA))
 
 format: setup

@@ -13,10 +13,12 @@ from pathlib import Path
 from benchmarks import audit, finetune, score, select
 from benchmarks.corpus import docstring_records, read_alpaca, spread
 from benchmarks.report import Row, write_results
+from components.records import read_records
 from components.stage import quiet_environment
 
 PAGE = Path(__file__).with_name("results.md")
-SCORED, TRAINED = 48, 64  # records
+SCORED = 48  # records
+SUBSET = Path("data/iterations/1/subset.parquet")  # what the default run trains on first
 SIZES = ((52_000, 2_600), (1_000_000, 50_000))  # responses and picks
 
 
@@ -25,8 +27,8 @@ def main() -> None:
     parser.add_argument("--alpaca", type=Path, help="an Alpaca file; the standard library's docstrings otherwise")
     parser.add_argument("--model", type=Path, default=Path("models/base"))
     options = parser.parse_args()
-    if not (options.model / "config.json").is_file():
-        parser.error(f"{options.model}: no model there; `dvc repro base_model` makes models/base")
+    if not (options.model / "config.json").is_file() or not SUBSET.is_file():
+        parser.error(f"{options.model} and {SUBSET} are needed; `dvc repro select@1` makes them")
     quiet_environment()
     records = read_alpaca(options.alpaca) if options.alpaca else docstring_records()
     source = (
@@ -37,12 +39,12 @@ def main() -> None:
     works: list[Callable[[], list[Row]]] = [partial(select.run, responses, *size) for size in SIZES]
     works.append(audit.run)
     works += [partial(score.run, options.model, spread(records, SCORED), dtype) for dtype in ("float32", "bfloat16")]
-    works.append(partial(finetune.run, options.model, spread(docstring_records(), TRAINED)))
+    works.append(partial(finetune.run, options.model, read_records(SUBSET)))
     for work in works:
         for row in work():
             print(row, flush=True)
             rows.append(row)
-    write_results(rows, f"{source}; fine-tuning: the default run's docstrings", PAGE)
+    write_results(rows, f"{source}; fine-tuning: the records that the default run selects first", PAGE)
 
 
 if __name__ == "__main__":

@@ -329,11 +329,13 @@ class Check:
 
 
 def verify_statements() -> Iterator[Check]:
-    """The workspace's statements are as dvc.lock has them, by MD5: to be known before one of them is believed."""
-    hashes = Snapshot(WORKSPACE).hashes
-    for file in sorted(Path(FOLDER).glob("*.json")):
-        path, md5 = file.as_posix(), hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
-        yield Check(path, hashes.get(path, "nothing in dvc.lock"), md5)
+    """The workspace's statements are as dvc.lock has them, by MD5: to be known before one of them is believed.
+
+    One that dvc.lock does not name was left by an iteration that params.yaml has no more.
+    """
+    for path, recorded in sorted(Snapshot(WORKSPACE).hashes.items()):
+        if path.startswith(f"{FOLDER}/") and Path(path).is_file():
+            yield Check(path, recorded, hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest())
 
 
 def verify(checkpoint: Checkpoint) -> Iterator[Check]:

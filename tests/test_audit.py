@@ -258,6 +258,13 @@ def test_a_flip_that_leaves_no_json_no_text_or_another_name_is_found_as_well(
         assert last.startswith(f"MISMATCH  {file}  recorded ")
 
 
+def test_a_statement_left_by_an_iteration_that_is_no_more_does_no_harm(project: Path) -> None:
+    definition = {"externalParameters": {"stage": "score@9"}}
+    left = {"subject": [], "predicate": {"buildDefinition": definition}}
+    Path("provenance/score@9.json").write_text(json.dumps(left))
+    assert " digests hold: iteration 2" in audit_command(project, "verify")
+
+
 def test_a_statement_that_is_gone_is_found(project: Path) -> None:
     digest = folder_digest(Path("models/2"))
     Path("provenance/score@2.json").unlink()

@@ -109,6 +109,8 @@ def train_iteration(
     steps = len(examples) // settings.batch_size
     schedule = Schedule((before.steps_per_iteration or steps) * settings.planned_iterations, settings.warmup_ratio)
     micro_batch = min(settings.micro_batch_size, settings.batch_size // settings.processes)
+    config = CONFIGS / f"{settings.deepspeed}.json"
+    plain = tables.read_json(config).get("zero_optimization", {}).get("stage", 0) == 0 and settings.dtype == "float32"
     saved = training_state.last_checkpoint(scratch)
     made = tables.read_json(saved / training_state.COMPLETE)["steps"] if saved else 0
     if before.step:
@@ -116,7 +118,7 @@ def train_iteration(
     start = saved or (training_state.find_trainer_state(parent_state) if before.step else None)
     arguments = TrainingArguments(
         output_dir=str(scratch),
-        deepspeed=str(CONFIGS / f"{settings.deepspeed}.json"),
+        deepspeed=str(config),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=settings.batch_size // (micro_batch * settings.processes),
         activation_checkpointing=settings.gradient_checkpointing,
@@ -124,7 +126,7 @@ def train_iteration(
         max_steps=before.step + steps,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip_norm,
+        max_grad_norm=0.0 if plain else settings.clip_norm,  # components/trainer.py clips a plain optimizer
         bf16=settings.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         train_sampling_strategy="sequential",  # the examples are in training order already
@@ -139,6 +141,8 @@ def train_iteration(
         report_to=[],
         disable_tqdm=True,
     )
+    # a trainer state is known by its SHA-256; a checksum in each of its files would take half the time of writing them
+    torch.serialization.set_crc32_options(False)
     # deterministic mode would fill every new tensor, a help for finding faults that costs a twentieth of the time
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     is_first = int(os.environ["RANK"]) == 0
@@ -146,7 +150,14 @@ def train_iteration(
         if advance and made:
             advance(made)
         left = list(examples)[made * settings.batch_size :]
-        watch = Watch(left, settings.batch_size, before.step, scratch if is_first else None, advance)
+        watch = Watch(
+            left,
+            settings.batch_size,
+            before.step,
+            scratch if is_first else None,
+            advance,
+            clip_norm=settings.clip_norm if plain else None,
+        )
         packed = packs(model)
         if is_first and not packed:
             print(f"{what}: padded batches, because texts in one row would see each other in this model", flush=True)

@@ -274,8 +274,8 @@ class FinetuneSettings(Block):
     """Gradients are scaled down to this norm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the training."""
-    deepspeed: str = "zero2"
-    """Name of a file in conf/deepspeed."""
+    deepspeed: str = "zero0"
+    """Name of a file in conf/deepspeed: zero0 for one process, zero2 or zero3 to share memory out over several."""
     lora: LoraSettings | None = None
     """Train low-rank adapters instead of all weights."""
     gradient_checkpointing: bool = False

@@ -197,13 +197,19 @@ def test_a_checkpoint_is_a_plain_folder_that_transformers_opens(folder: Path) ->
     assert str(folder) not in (folder / "models/2/config.json").read_text()
 
 
+def check_same_steps(one: Path, other: Path) -> None:
+    """Of iteration 1. Under ZeRO-0 the gradient norm comes from our own clipping, else from DeepSpeed's."""
+    for column, tolerance in (("loss", 2e-5), ("gradient_norm", 2e-4)):
+        expected, found = ([float(row[column]) for row in read_steps(place, 1)] for place in (one, other))
+        assert found == pytest.approx(expected, abs=tolerance)
+
+
 @pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
 def test_two_processes_make_the_steps_of_one(folder: Path, tmp_path: Path, deepspeed: str) -> None:
     other = copy_of(folder, tmp_path / "two", "1", "2")
     edit_params(other, {"finetune": {"processes": 2, "deepspeed": deepspeed}})
     finetune(other, 1, "base")
-    one, two = ([float(row["loss"]) for row in read_steps(place, 1)] for place in (folder, other))
-    assert two == pytest.approx(one, abs=2e-5)
+    check_same_steps(folder, other)
     expected, trained = weights(folder / "models/1"), weights(other / "models/1")
     assert trained.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -216,7 +222,7 @@ def test_a_state_of_other_processes_or_a_broken_one_is_refused_with_a_way_on(fol
     edit_params(other, {"finetune": {"processes": 2}})
     assert "state/1 was written with 1; set it back" in finetune(other, 2, "1", expect=2)
     edit_params(other, {"finetune": {"processes": 1}})
-    file = next((other / ".iterit/states").rglob("*optim_states.pt"))
+    file = next((other / ".iterit/states").rglob("*model_states.pt"))
     file.write_bytes(file.read_bytes()[:1000])
     output = finetune(other, 2, "1", expect=2)
     assert "error: state/1: cannot be resumed" in output
@@ -324,7 +330,7 @@ def test_a_pruned_state_is_an_error_with_a_way_on_and_all_states_are_kept_when_a
     edit_params(other, {"finetune": {"keep_states": "all"}})
     for iteration, parent in ((1, "base"), (2, "1")):
         finetune(other, iteration, parent)
-        assert any((other / f"state/{iteration}").rglob("*optim_states.pt"))
+        assert any((other / f"state/{iteration}").rglob("*model_states.pt"))
     assert not (other / ".iterit/states").exists()
     assert digests(other / "models/2") == digests(folder / "models/2")
 
@@ -369,8 +375,7 @@ def test_a_hostfile_of_this_machine_trains_like_two_processes(folder: Path, tmp_
     (other / "hosts.txt").write_text("# this machine\nlocalhost slots=2\n")
     edit_params(other, {"finetune": {"processes": 2, "hostfile": "hosts.txt"}})
     finetune(other, 1, "base")
-    one, two = ([float(row["loss"]) for row in read_steps(place, 1)] for place in (folder, other))
-    assert two == pytest.approx(one, abs=2e-5)
+    check_same_steps(folder, other)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from components import tables
+from components import preloaded, tables
 from components.chat import encode_prompts
 from components.digests import known_digest
 from components.errors import UserError
@@ -146,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    preloaded.run("components.evaluate", main)

@@ -29,7 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components import tables, training_state
+from components import preloaded, tables, training_state
 from components.adapters import merge, with_adapter
 from components.chat import encode_conditional
 from components.digests import file_digest, known_digest
@@ -419,4 +419,4 @@ def identity(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    preloaded.run("components.finetune", main)

@@ -36,7 +36,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components import tables
+from components import preloaded, tables
 from components.chat import Encoded, encode_conditional, encode_unconditional
 from components.digests import known_digest
 from components.errors import UserError
@@ -376,4 +376,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    preloaded.run("components.score", main)

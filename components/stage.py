@@ -63,12 +63,12 @@ def die_with_parent() -> None:
     behind = _parent_behind_shell(parent)
     if behind not in (0, parent):
         descriptor = os.pidfd_open(behind)
-        threading.Thread(target=_die_after, args=(descriptor,), daemon=True, name="die-with-parent").start()
+        threading.Thread(target=die_after, args=(descriptor,), daemon=True, name="die-with-parent").start()
     if os.getppid() != parent or _parent_behind_shell(parent) != behind:  # it went before we asked
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _die_after(process_descriptor: int) -> None:
+def die_after(process_descriptor: int) -> None:
     select.select([process_descriptor], [], [])  # readable when the process has ended
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -218,7 +218,8 @@ class Watch(TrainerCallback):
         clip_norm: float | None,
     ) -> None:
         """`before`: optimizer steps of the iterations before; `scratch`: where to write, in the first process only;
-        `clip_norm`: None where DeepSpeed clips."""
+        `clip_norm`: None where DeepSpeed clips.
+        """
         self.steps = 0
         self.trainer: IterationTrainer | None = None
         batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]

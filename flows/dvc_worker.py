@@ -1,8 +1,9 @@
 """One DVC process for a whole run. It is told on standard input what to do, and answers between what it prints.
 
 A process of its own for every `dvc repro` would cost 1 s to 2 s a stage. Requests are JSON lines, {"do": "status"},
-{"do": "environment", "NAME": "value"} or {"do": "reproduce", "stage": "score@2"}; an answer is a JSON line after the
-record separator of RFC 7464, so that everything that DVC or the stage printed has been read when the answer is.
+{"do": "preload"}, {"do": "environment", "NAME": "value"} or {"do": "reproduce", "stage": "score@2"}; an answer is a
+JSON line after the record separator of RFC 7464, so that everything that DVC or the stage printed has been read when
+the answer is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import sys
 from typing import Any
 
+from components import preloaded
 from components.scratch import seconds_file
 from components.stage import BAD_INPUT, TRY_LATER, collect_rarely, die_with_parent
 
@@ -51,6 +53,9 @@ def answer(repo: Any, request: dict[str, str]) -> dict[str, Any]:
     try:
         if do == "environment":
             os.environ.update(request)
+            return {}
+        if do == "preload":
+            preloaded.start()
             return {}
         if do == "status":
             return {"changed": sorted(repo.status())}

@@ -1,0 +1,126 @@
+"""Stages that need torch, as copies of a process that has imported it.
+
+Importing torch, transformers and DeepSpeed takes 3 to 4 s on two cores, and a run of three iterations has ten stages
+that need them. The flow's DVC process keeps one process that has imported them all; the command of such a stage hands
+over its arguments, environment and standard streams to it, waits for the copy that does the work, and ends with the
+copy's exit code. Without that process, as under a bare `dvc repro`, the command does everything itself: the same work.
+
+The copy ends when its command does, and when the process that it is a copy of does.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from components.scratch import SCRATCH
+from components.stage import collect_rarely, die_after, die_with_parent, quiet_environment
+
+STAGES = ("components.score", "components.finetune", "components.evaluate")
+SOCKET = "ITERIT_PRELOADED"  # the environment variable that names the process's socket
+HELLO = b"+"
+
+
+def start() -> None:
+    """Start importing, and let the stages that this process starts from now on find it."""
+    place = SCRATCH / "preloaded.sock"  # relative: a longer path than 107 bytes is none for a socket
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    before = os.umask(0o077)  # whoever may connect can run stages as this user
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(place))
+            listener.listen()
+            command = [sys.executable, "-m", "components.preloaded", str(listener.fileno())]
+            subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL)
+    finally:
+        os.umask(before)
+    os.environ[SOCKET] = str(place)
+
+
+def run(module: str, main: Callable[[], None]) -> None:
+    """Run `main` of a stage's module: in a copy of the preloaded process where there is one, otherwise here."""
+    with socket.socket(socket.AF_UNIX) as server:
+        try:
+            server.connect(os.environ[SOCKET])
+            there = server.recv(1) == HELLO
+        except (KeyError, OSError):
+            there = False
+        if there:
+            die_with_parent()
+            socket.send_fds(server, [HELLO], [0, 1, 2])
+            with server.makefile("rw") as stream:
+                stream.write(json.dumps({"module": module, "arguments": sys.argv, "environment": dict(os.environ)}))
+                stream.write("\n")
+                stream.flush()
+                code = stream.readline()
+            if not code:
+                print("error: the process that the stage was a copy of has ended; run again", file=sys.stderr)
+            sys.exit(int(code or 1))
+    main()
+
+
+def main() -> None:
+    die_with_parent()
+    collect_rarely()
+    quiet_environment()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    if torch.cuda.is_available():
+        return  # CUDA does not survive a fork
+    from components.launch import prepare_deepspeed
+
+    prepare_deepspeed()
+    for module in (*STAGES, "components.trainer", "transformers.modeling_utils", "transformers.generation.utils"):
+        importlib.import_module(module)
+    gc.freeze()  # what the copies share stays shared
+    with socket.socket(fileno=int(sys.argv[1])) as listener:
+        while True:
+            command, _ = listener.accept()
+            with command:
+                _serve(command)
+
+
+def _serve(command: socket.socket) -> None:
+    """Do the work of one stage's command in a copy of this process."""
+    try:
+        command.sendall(HELLO)
+        _, streams, _, _ = socket.recv_fds(command, 1, 3)
+        with command.makefile("rw") as stream:
+            request = json.loads(stream.readline())
+            copy = multiprocessing.get_context("fork").Process(target=_work, args=(command, streams, request))
+            copy.start()
+            for descriptor in streams:
+                os.close(descriptor)
+            copy.join()
+            code = copy.exitcode or 0
+            stream.write(f"{code if code >= 0 else 128 - code}\n")  # as a shell counts signals
+    except (OSError, ValueError):
+        pass  # the command has gone, and the copy after it
+
+
+def _work(command: socket.socket, streams: list[int], request: dict[str, Any]) -> None:
+    assert request["module"] in STAGES, request["module"]
+    for place, descriptor in enumerate(streams):
+        os.dup2(descriptor, place)
+        os.close(descriptor)
+    threading.Thread(target=die_after, args=(command.fileno(),), daemon=True, name="die-with-command").start()
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    del os.environ[SOCKET]  # the processes that a stage starts itself are its own
+    sys.argv = request["arguments"]
+    importlib.import_module(request["module"]).main()
+
+
+if __name__ == "__main__":
+    main()

@@ -103,7 +103,7 @@ def train_iteration(
     from transformers import PrinterCallback, TrainingArguments
 
     from components.packing import packed_attention
-    from components.trainer import IterationTrainer, Schedule, Watch, collate, collate_packed, packs
+    from components.trainer import IterationTrainer, Schedule, Watch, collate, collate_packed, deal_out, packs
 
     before = read_progress(parent_state)
     steps = len(examples) // settings.batch_size
@@ -149,7 +149,11 @@ def train_iteration(
     with progress(total=steps, unit="steps", what=what) if is_first else nullcontext() as advance:
         if advance and made:
             advance(made)
-        left = list(examples)[made * settings.batch_size :]
+        packed = packs(model)
+        if is_first and not packed:
+            print(f"{what}: padded batches, because texts in one row would see each other in this model", flush=True)
+        ordered = deal_out(examples, settings.batch_size, micro_batch) if packed else examples
+        left = list(ordered)[made * settings.batch_size :]
         watch = Watch(
             left,
             settings.batch_size,
@@ -158,9 +162,6 @@ def train_iteration(
             advance,
             clip_norm=settings.clip_norm if plain else None,
         )
-        packed = packs(model)
-        if is_first and not packed:
-            print(f"{what}: padded batches, because texts in one row would see each other in this model", flush=True)
         trainer = IterationTrainer(
             schedule,
             model=model,
@@ -224,11 +225,12 @@ def run_worker(options: argparse.Namespace, settings: FinetuneSettings, system: 
     """One of the training processes: train, and let the first of them say what it took."""
     import torch
 
-    from components.model import load_model
+    from components.model import load_model, own_weights
 
     iteration, what = int(options.iteration), stage_name("finetune", options.iteration)
     if settings.lora is None:
         model, tokenizer = load_model(options.parent_model, settings.dtype)
+        own_weights(model)
     else:
         model, tokenizer = with_adapter(options.parent_model, settings.lora, settings.dtype)
     examples = encode_subset(read_records(options.subset), tokenizer, settings, system=system, iteration=iteration)

@@ -55,6 +55,16 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def own_weights(model: Any) -> None:
+    """Take the weights of a model that is to be trained out of the file that they are mapped from.
+
+    The first step would do so, page by page: 0.9 s for 135 million parameters on 2 cores, against 0.2 s here.
+    """
+    if model.device.type == "cpu":
+        for weight in model.parameters():
+            weight.data = weight.data.clone()
+
+
 def prepack(model: Any) -> None:
     """Make a model that is only read from now on faster on a CPU: its linear layers in oneDNN's own layout.
 

@@ -52,8 +52,8 @@ def effective_batches(
 ) -> list[Example]:
     """The subset in training order, a multiple of `batch_size` long; the last batch ends with examples of weight 0.
 
-    The order is shuffled by seed and iteration. Within an effective batch it changes nothing but speed: there records
-    of similar length stand together.
+    The order is shuffled by seed and iteration. Within an effective batch it changes nothing but speed: there the
+    longest stand first, so that records of similar length are padded together.
     """
     order = list(range(len(ids)))
     random.Random(f"{seed}:{iteration}").shuffle(order)  # noqa: S311  a shuffle, not a secret
@@ -67,6 +67,22 @@ def effective_batches(
             examples.append(Example(ids[index], text.ids, text.start, weight))
         examples += [Example("", texts[batch[-1]].ids[:2], 1, 0.0)] * (batch_size - len(batch))
     return examples
+
+
+def deal_out(examples: Sequence[Example], batch_size: int, micro_batch_size: int) -> list[Example]:
+    """The examples with those of each effective batch dealt out to its micro batches, back and forth.
+
+    For rows without padding: they come out of like length. The longest of them decides how much memory a training
+    needs, and what the other processes wait for.
+    """
+    dealt: list[Example] = []
+    piles = batch_size // micro_batch_size
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        rounds = [batch[first : first + piles] for first in range(0, batch_size, piles)]
+        rounds[1::2] = [one[::-1] for one in rounds[1::2]]
+        dealt += [example for pile in zip(*rounds, strict=True) for example in pile]
+    return dealt
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Any]:

@@ -62,10 +62,12 @@ def run(
     quiet_environment()
     start_prefect_server()
 
+    from components import tracking
     from flows.retrain import retrain
     from flows.stage import StageError
     from flows.summary import print_summary
 
+    tracking.client()  # MLflow's import takes 2 s, and so does the server's start
     wait_until_healthy()
     try:
         state = retrain(commit=commit, return_state=True)

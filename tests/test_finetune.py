@@ -19,7 +19,7 @@ from components.chat import Encoded, encode_conditional
 from components.records import Message, Record, make_record, write_records
 from components.settings import Columns
 from components.sources.shapes import finish, from_columns, recognize
-from components.trainer import IGNORED, Schedule, collate, collate_packed, effective_batches, packs
+from components.trainer import IGNORED, Example, Schedule, collate, collate_packed, deal_out, effective_batches, packs
 from tests.project import call, edit_params, make_project, start, wait_for
 
 SYSTEM = "You are a helpful assistant."
@@ -431,6 +431,16 @@ def test_the_weights_of_every_effective_batch_sum_to_a_mean(loss: str) -> None:
     assert sorted(example.id for example in examples) == ["", "0", "1", "2", "3", "4"]
     for first in range(0, 6, 2):
         assert sum(e.weight * (len(e.ids) - e.start) for e in examples[first : first + 2]) == pytest.approx(1.0)
+
+
+def test_micro_batches_are_dealt_rows_of_like_length() -> None:
+    lengths = [90, 80, 70, 60, 50, 40, 30, 20, 9, 8, 7, 6, 5, 4, 3, 2]
+    examples = [Example(str(length), list(range(length)), 1, 0.0) for length in lengths]
+    dealt = deal_out(examples, 8, 2)
+    assert sorted(example.id for example in dealt[:8]) == sorted(example.id for example in examples[:8])
+    rows = [sum(len(example.ids) for example in dealt[first : first + 2]) for first in range(0, 16, 2)]
+    assert rows == [110, 110, 110, 110, 11, 11, 11, 11]
+    assert deal_out(examples, 8, 8) == examples
 
 
 def test_the_order_depends_on_seed_and_iteration_alone() -> None:

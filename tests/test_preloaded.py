@@ -1,0 +1,124 @@
+"""Preloaded stages: a command's work is done by a copy, which ends with it, and says what the command would say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from components.preloaded import SOCKET
+from components.records import Message, Record, make_record, write_records
+from tests.project import call, edit_params, make_project, start, wait_for
+
+PRELOADED = {SOCKET: ".iterit/preloaded.sock"}
+KEEP = "import sys; from components import preloaded; preloaded.start(); print('started', flush=True); sys.stdin.read()"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    place = make_project(tmp_path_factory.mktemp("preloaded"), small_model)
+    records = [record(f"Say {word}.", f"{word} " * 9) for word in ("one", "two", "three", "four")]
+    write_records(place / "holdout.parquet", records)
+    write_records(place / "subset.parquet", records * 50)
+    write_records(place / "empty.parquet", [record("Say nothing.", " ")])
+    (place / "dvc.yaml").unlink()  # its statements are not what is tested here
+    (place / "state/base").mkdir(parents=True)
+    (place / "state/base/progress.json").write_text('{"step": 0, "steps_per_iteration": null}')
+    edit_params(place, {"score": {"max_misaligned_share": 1.0}})
+    return place
+
+
+def record(prompt: str, response: str) -> Record:
+    return make_record("test", [Message("user", prompt), Message("assistant", response)])
+
+
+@pytest.fixture
+def keeper(project: Path) -> Iterator[psutil.Process]:
+    """The process that the preloaded one is a child of."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", KEEP], cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "started\n"
+    yield psutil.Process(process.pid)
+    process.communicate()
+
+
+def evaluate(small_model: Path, holdout: str = "holdout.parquet") -> list[str]:
+    options = {
+        "iteration": "base",
+        "holdout": holdout,
+        "model": str(small_model),
+        "samples": "samples.json",
+        "metrics": "metrics.json",
+    }
+    return [sys.executable, "-m", "components.evaluate", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def finetune(small_model: Path) -> list[str]:
+    options = {
+        "iteration": "1",
+        "subset": "subset.parquet",
+        "parent-model": str(small_model),
+        "parent-state": "state/base",
+        "model": "models/1",
+        "state": "state/1",
+        "steps": "steps.csv",
+        "metrics": "trained.json",
+    }
+    return [sys.executable, "-m", "components.finetune", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def test_a_copy_writes_and_says_what_the_command_would(
+    project: Path, small_model: Path, keeper: psutil.Process
+) -> None:
+    assert keeper.is_running()
+    printed, written = [], []
+    for settings in (PRELOADED, {}):
+        printed.append(call(project, *evaluate(small_model), **settings))
+        written.append([(project / name).read_bytes() for name in ("samples.json", "metrics.json")])
+        (project / "metrics.json").unlink()
+    assert "evaluate " in printed[0]
+    assert printed[0] == printed[1]
+    assert written[0] == written[1]
+    assert json.loads(written[0][1])["records"] == 4
+
+
+def test_a_mistake_is_the_same_line_and_exit_code(project: Path, small_model: Path, keeper: psutil.Process) -> None:
+    assert keeper.is_running()
+    output = call(project, *evaluate(small_model, "empty.parquet"), expect=2, **PRELOADED)
+    assert output.splitlines()[-1].startswith("error: data/holdout.parquet: no record of the holdout can be scored")
+    assert "Traceback" not in output
+
+
+def test_the_copy_ends_with_its_command_and_the_command_with_the_process(
+    project: Path, small_model: Path, keeper: psutil.Process
+) -> None:
+    steps = project / ".iterit/tmp/finetune@1/steps.jsonl"
+    (preloaded,) = keeper.children()
+    for killed in ("command", "process"):
+        command = start(project, finetune(small_model), **PRELOADED)
+        before = len(steps.read_bytes().splitlines()) if steps.is_file() else 0
+        wait_for(lambda before=before: steps.is_file() and len(steps.read_bytes().splitlines()) > before, command)
+        # the work is the copy's: the command itself has not even loaded torch
+        assert not any("libtorch" in mapped.path for mapped in psutil.Process(command.pid).memory_maps())
+        (copy,) = preloaded.children()
+        if killed == "command":
+            command.kill()
+        else:
+            preloaded.kill()
+            assert "the process that the stage was a copy of has ended; run again" in command.communicate()[0]
+            assert command.returncode == 1
+        wait_for(lambda copy=copy: not copy.is_running() or copy.status() == psutil.STATUS_ZOMBIE, seconds=20)
+        command.wait()
+        assert not (project / "models/1").exists()
+
+
+def test_without_such_a_process_the_command_does_the_work(project: Path, small_model: Path) -> None:
+    (project / PRELOADED[SOCKET]).unlink(missing_ok=True)
+    assert "evaluate " in call(project, *evaluate(small_model), **PRELOADED)

@@ -15,43 +15,41 @@ import importlib
 import json
 import multiprocessing
 import os
+import secrets
 import socket
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from components.scratch import SCRATCH
 from components.stage import collect_rarely, die_after, die_with_parent, quiet_environment
 
 STAGES = ("components.score", "components.finetune", "components.evaluate")
 SOCKET = "ITERIT_PRELOADED"  # the environment variable that names the process's socket
+ABSTRACT = "\0"  # Linux: a name that is no file, and is gone when the process is
 HELLO = b"+"
 
 
 def start() -> None:
     """Start importing, and let the stages that this process starts from now on find it."""
-    place = SCRATCH / "preloaded.sock"  # relative: a longer path than 107 bytes is none for a socket
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.unlink(missing_ok=True)
-    before = os.umask(0o077)  # whoever may connect can run stages as this user
-    try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(place))
-            listener.listen()
-            command = [sys.executable, "-m", "components.preloaded", str(listener.fileno())]
-            subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL)
-    finally:
-        os.umask(before)
-    os.environ[SOCKET] = str(place)
+    if sys.platform != "linux":
+        return
+    name = f"iterit-{secrets.token_hex(16)}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(ABSTRACT + name)
+        listener.listen()
+        command = [sys.executable, "-m", "components.preloaded", str(listener.fileno())]
+        subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL)
+    os.environ[SOCKET] = name
 
 
 def run(module: str, main: Callable[[], None]) -> None:
     """Run `main` of a stage's module: in a copy of the preloaded process where there is one, otherwise here."""
     with socket.socket(socket.AF_UNIX) as server:
         try:
-            server.connect(os.environ[SOCKET])
+            server.connect(ABSTRACT + os.environ[SOCKET])
             there = server.recv(1) == HELLO
         except (KeyError, OSError):
             there = False
@@ -94,6 +92,9 @@ def main() -> None:
 def _serve(command: socket.socket) -> None:
     """Do the work of one stage's command in a copy of this process."""
     try:
+        _, user, _ = struct.unpack("3i", command.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if user != os.getuid():
+            return
         command.sendall(HELLO)
         _, streams, _, _ = socket.recv_fds(command, 1, 3)
         with command.makefile("rw") as stream:

@@ -15,8 +15,13 @@ from components.preloaded import SOCKET
 from components.records import Message, Record, make_record, write_records
 from tests.project import call, edit_params, make_project, start, wait_for
 
-PRELOADED = {SOCKET: ".iterit/preloaded.sock"}
-KEEP = "import sys; from components import preloaded; preloaded.start(); print('started', flush=True); sys.stdin.read()"
+KEEP = """
+import os, sys
+from components import preloaded
+preloaded.start()
+print(os.environ[preloaded.SOCKET], flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +43,15 @@ def record(prompt: str, response: str) -> Record:
 
 
 @pytest.fixture
-def keeper(project: Path) -> Iterator[psutil.Process]:
-    """The process that the preloaded one is a child of."""
+def preloaded(project: Path) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """The process, and the setting by which commands find it."""
     process = subprocess.Popen(
         [sys.executable, "-c", KEEP], cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout
-    assert process.stdout.readline() == "started\n"
-    yield psutil.Process(process.pid)
+    setting = {SOCKET: process.stdout.readline().strip()}
+    (child,) = psutil.Process(process.pid).children()
+    yield child, setting
     process.communicate()
 
 
@@ -75,11 +81,10 @@ def finetune(small_model: Path) -> list[str]:
 
 
 def test_a_copy_writes_and_says_what_the_command_would(
-    project: Path, small_model: Path, keeper: psutil.Process
+    project: Path, small_model: Path, preloaded: tuple[psutil.Process, dict[str, str]]
 ) -> None:
-    assert keeper.is_running()
     printed, written = [], []
-    for settings in (PRELOADED, {}):
+    for settings in (preloaded[1], {}):
         printed.append(call(project, *evaluate(small_model), **settings))
         written.append([(project / name).read_bytes() for name in ("samples.json", "metrics.json")])
         (project / "metrics.json").unlink()
@@ -89,29 +94,30 @@ def test_a_copy_writes_and_says_what_the_command_would(
     assert json.loads(written[0][1])["records"] == 4
 
 
-def test_a_mistake_is_the_same_line_and_exit_code(project: Path, small_model: Path, keeper: psutil.Process) -> None:
-    assert keeper.is_running()
-    output = call(project, *evaluate(small_model, "empty.parquet"), expect=2, **PRELOADED)
+def test_a_mistake_is_the_same_line_and_exit_code(
+    project: Path, small_model: Path, preloaded: tuple[psutil.Process, dict[str, str]]
+) -> None:
+    output = call(project, *evaluate(small_model, "empty.parquet"), expect=2, **preloaded[1])
     assert output.splitlines()[-1].startswith("error: data/holdout.parquet: no record of the holdout can be scored")
     assert "Traceback" not in output
 
 
 def test_the_copy_ends_with_its_command_and_the_command_with_the_process(
-    project: Path, small_model: Path, keeper: psutil.Process
+    project: Path, small_model: Path, preloaded: tuple[psutil.Process, dict[str, str]]
 ) -> None:
     steps = project / ".iterit/tmp/finetune@1/steps.jsonl"
-    (preloaded,) = keeper.children()
+    process, setting = preloaded
     for killed in ("command", "process"):
-        command = start(project, finetune(small_model), **PRELOADED)
+        command = start(project, finetune(small_model), **setting)
         before = len(steps.read_bytes().splitlines()) if steps.is_file() else 0
         wait_for(lambda before=before: steps.is_file() and len(steps.read_bytes().splitlines()) > before, command)
         # the work is the copy's: the command itself has not even loaded torch
         assert not any("libtorch" in mapped.path for mapped in psutil.Process(command.pid).memory_maps())
-        (copy,) = preloaded.children()
+        (copy,) = process.children()
         if killed == "command":
             command.kill()
         else:
-            preloaded.kill()
+            process.kill()
             assert "the process that the stage was a copy of has ended; run again" in command.communicate()[0]
             assert command.returncode == 1
         wait_for(lambda copy=copy: not copy.is_running() or copy.status() == psutil.STATUS_ZOMBIE, seconds=20)
@@ -120,5 +126,4 @@ def test_the_copy_ends_with_its_command_and_the_command_with_the_process(
 
 
 def test_without_such_a_process_the_command_does_the_work(project: Path, small_model: Path) -> None:
-    (project / PRELOADED[SOCKET]).unlink(missing_ok=True)
-    assert "evaluate " in call(project, *evaluate(small_model), **PRELOADED)
+    assert "evaluate " in call(project, *evaluate(small_model), **{SOCKET: "nobody"})

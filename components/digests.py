@@ -14,6 +14,7 @@ from components.scratch import SCRATCH
 
 MEMORY = SCRATCH / "digests.json"
 LARGE = 2**24  # bytes; what is smaller is read faster than it is looked up
+MOST = 1000  # files that are remembered: the newest
 
 
 def file_digest(file: Path) -> str:
@@ -50,12 +51,13 @@ def _known_file_digest(file: Path) -> str:
         return file_digest(file)
     seen = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     memory = _read_memory()
-    known = memory.get(file.as_posix())
+    key = f"{status.st_dev}:{status.st_ino}"  # not the name: a folder is renamed when it is complete
+    known = memory.pop(key, None)
     if not isinstance(known, dict) or known.get("seen") != seen:
         known = {"seen": seen, "sha256": file_digest(file)}
         # several processes may read one model: each writes beside under a name of its own, and the last one stays
         own = MEMORY.with_name(f"{MEMORY.name}.{os.getpid()}")
-        tables.write_json(own, {**memory, file.as_posix(): known})
+        tables.write_json(own, {**dict(list(memory.items())[-MOST:]), key: known})
         own.replace(MEMORY)
     digest: str = known["sha256"]
     return digest

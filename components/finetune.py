@@ -34,7 +34,15 @@ from components.adapters import merge, with_adapter
 from components.chat import encode_conditional
 from components.digests import file_digest, known_digest
 from components.errors import UserError
-from components.launch import ERROR, be_alone, launch_workers, prepare_deepspeed
+from components.launch import (
+    CONFIGS,
+    ERROR,
+    be_alone,
+    check_precision,
+    launch_workers,
+    prepare_deepspeed,
+    zero_stage,
+)
 from components.progress import progress
 from components.records import Record, read_records
 from components.scratch import throughput_file
@@ -46,7 +54,6 @@ from components.training_state import Progress, read_progress
 if TYPE_CHECKING:
     from components.trainer import Example
 
-CONFIGS = Path("conf/deepspeed")
 # of Trainer's checkpoint: the weights are in the model's folder; the others name paths, are scripts of DeepSpeed's, or
 # mark the checkpoint as whole
 NOT_STATE = (
@@ -102,6 +109,7 @@ def train_iteration(
     from torch.utils import deterministic
     from transformers import PrinterCallback, TrainingArguments
 
+    from components.model import own_weights
     from components.packing import packed_attention
     from components.trainer import IterationTrainer, Schedule, Watch, collate, collate_packed, deal_out, packs
 
@@ -109,8 +117,10 @@ def train_iteration(
     steps = len(examples) // settings.batch_size
     schedule = Schedule((before.steps_per_iteration or steps) * settings.planned_iterations, settings.warmup_ratio)
     micro_batch = min(settings.micro_batch_size, settings.batch_size // settings.processes)
-    config = CONFIGS / f"{settings.deepspeed}.json"
-    plain = tables.read_json(config).get("zero_optimization", {}).get("stage", 0) == 0 and settings.dtype == "float32"
+    check_precision(settings.deepspeed, settings.dtype)
+    plain = zero_stage(settings.deepspeed) == 0  # the optimizer is torch's own, not wrapped by DeepSpeed's
+    if plain and settings.lora is None:
+        own_weights(model)
     saved = training_state.last_checkpoint(scratch)
     made = tables.read_json(saved / training_state.COMPLETE)["steps"] if saved else 0
     if before.step:
@@ -118,7 +128,7 @@ def train_iteration(
     start = saved or (training_state.find_trainer_state(parent_state) if before.step else None)
     arguments = TrainingArguments(
         output_dir=str(scratch),
-        deepspeed=str(config),
+        deepspeed=str(CONFIGS / f"{settings.deepspeed}.json"),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=settings.batch_size // (micro_batch * settings.processes),
         activation_checkpointing=settings.gradient_checkpointing,
@@ -141,7 +151,7 @@ def train_iteration(
         report_to=[],
         disable_tqdm=True,
     )
-    # a trainer state is known by its SHA-256; a checksum in each of its files would take half the time of writing them
+    # torch.load does not look at the checksum in its files, which takes half the time of writing them
     torch.serialization.set_crc32_options(False)
     # deterministic mode would fill every new tensor, a help for finding faults that costs a twentieth of the time
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -225,12 +235,11 @@ def run_worker(options: argparse.Namespace, settings: FinetuneSettings, system: 
     """One of the training processes: train, and let the first of them say what it took."""
     import torch
 
-    from components.model import load_model, own_weights
+    from components.model import load_model
 
     iteration, what = int(options.iteration), stage_name("finetune", options.iteration)
     if settings.lora is None:
         model, tokenizer = load_model(options.parent_model, settings.dtype)
-        own_weights(model)
     else:
         model, tokenizer = with_adapter(options.parent_model, settings.lora, settings.dtype)
     examples = encode_subset(read_records(options.subset), tokenizer, settings, system=system, iteration=iteration)

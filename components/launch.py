@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import re
@@ -16,7 +17,24 @@ from pathlib import Path
 
 from components.errors import UserError
 
+CONFIGS = Path("conf/deepspeed")
 ERROR = "error.txt"  # in the scratch folder: the one line that a worker ended with
+
+
+def check_precision(config: str, dtype: str) -> None:
+    """Raises UserError for a dtype that DeepSpeed's optimizer of the ZeRO stage would train wrongly."""
+    if dtype == "bfloat16" and zero_stage(config) == 0:
+        raise UserError(
+            f"params.yaml: finetune.dtype: bfloat16 does not go with finetune.deepspeed: {config}, whose optimizer "
+            "(DeepSpeed's for ZeRO stage 0) makes a step before the first gradient; take zero1, zero2 or zero3"
+        )
+
+
+def zero_stage(config: str) -> int:
+    """The stage that conf/deepspeed/`config`.json names; 0 where it names none."""
+    settings = json.loads((CONFIGS / f"{config}.json").read_text(encoding="utf-8"))
+    stage: int = settings.get("zero_optimization", {}).get("stage", 0)
+    return stage
 
 
 def prepare_deepspeed() -> None:

@@ -22,6 +22,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from components.stage import collect_rarely, die_after, die_with_parent, quiet_environment
@@ -40,7 +42,7 @@ def start() -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(ABSTRACT + name)
         listener.listen()
-        command = [sys.executable, "-m", "components.preloaded", str(listener.fileno())]
+        command = [sys.executable, "-m", "components.preloaded", str(listener.fileno()), str(os.getpid())]
         subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL)
     os.environ[SOCKET] = name
 
@@ -50,7 +52,7 @@ def run(module: str, main: Callable[[], None]) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         try:
             server.connect(ABSTRACT + os.environ[SOCKET])
-            there = server.recv(1) == HELLO
+            there = _is_same_user(server) and server.recv(1) == HELLO
         except (KeyError, OSError):
             there = False
         if there:
@@ -67,11 +69,21 @@ def run(module: str, main: Callable[[], None]) -> None:
     main()
 
 
+def _is_same_user(peer: socket.socket) -> bool:
+    """The name is open to everybody on this machine; streams and environment are not."""
+    _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return bool(user == os.getuid())
+
+
 def main() -> None:
     die_with_parent()
+    if os.getppid() != int(sys.argv[2]):
+        return  # it went before we asked
     collect_rarely()
     quiet_environment()
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.pop("RANK", None)  # of a launcher that started the flow: this process is no worker of its
+    code = _code()
     import torch
 
     if torch.cuda.is_available():
@@ -85,36 +97,46 @@ def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as listener:
         while True:
             command, _ = listener.accept()
-            with command:
-                _serve(command)
+            # code that has been edited since is what DVC records: the command runs it itself then
+            with command, suppress(ConnectionError):  # a command that has gone
+                if _is_same_user(command) and code == _code():
+                    _serve(command)
+
+
+def _code() -> dict[Path, tuple[int, int]]:
+    """When each of our source files was written, and its size."""
+    stats = {file: file.stat() for file in Path(__file__).parent.rglob("*.py")}
+    return {file: (status.st_mtime_ns, status.st_size) for file, status in stats.items()}
 
 
 def _serve(command: socket.socket) -> None:
-    """Do the work of one stage's command in a copy of this process."""
+    """Do the work of one stage's command in a copy of this process, and tell it the exit code."""
+    command.sendall(HELLO)
+    _, streams, _, _ = socket.recv_fds(command, 1, 3)
     try:
-        _, user, _ = struct.unpack("3i", command.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if user != os.getuid():
-            return
-        command.sendall(HELLO)
-        _, streams, _, _ = socket.recv_fds(command, 1, 3)
         with command.makefile("rw") as stream:
-            request = json.loads(stream.readline())
-            copy = multiprocessing.get_context("fork").Process(target=_work, args=(command, streams, request))
-            copy.start()
-            for descriptor in streams:
-                os.close(descriptor)
+            line = stream.readline()
+            if not line.endswith("\n"):
+                return  # the command has gone
+            copy = multiprocessing.get_context("fork").Process(target=_work, args=(command, streams, json.loads(line)))
+            try:
+                copy.start()
+            except OSError as error:
+                os.write(streams[2], f"error: no process could be made for the stage: {error}\n".encode())
+                stream.write("1\n")
+                return
             copy.join()
             code = copy.exitcode or 0
             stream.write(f"{code if code >= 0 else 128 - code}\n")  # as a shell counts signals
-    except (OSError, ValueError):
-        pass  # the command has gone, and the copy after it
+    finally:
+        for descriptor in streams:
+            os.close(descriptor)
 
 
 def _work(command: socket.socket, streams: list[int], request: dict[str, Any]) -> None:
     assert request["module"] in STAGES, request["module"]
     for place, descriptor in enumerate(streams):
         os.dup2(descriptor, place)
-        os.close(descriptor)
     threading.Thread(target=die_after, args=(command.fileno(),), daemon=True, name="die-with-command").start()
     os.environ.clear()
     os.environ.update(request["environment"])

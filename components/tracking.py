@@ -105,11 +105,12 @@ def tracking_uri() -> str:
 @contextmanager
 def answering() -> Iterator[None]:
     """Turn whatever MLflow raises when it cannot do its work into one line that names the server and the way on."""
-    client()  # its import is part of the work
+    load_library()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
+        client()  # opens the store
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -121,16 +122,22 @@ def answering() -> Iterator[None]:
 
 @functools.cache
 def client() -> MlflowClient:
-    """MLflow's client, made quiet; importing it takes 2 s."""
+    load_library()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri())
+
+
+def load_library() -> None:
+    """Import MLflow, made quiet; it takes 2 s."""
     quiet_environment()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables..." and a line a migration
         logging.getLogger(name).setLevel(logging.WARNING)
-    from mlflow import MlflowClient
+    import mlflow  # noqa: F401
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import sets its own level
-    return MlflowClient(tracking_uri())
 
 
 def start_pipeline_run(

@@ -93,7 +93,7 @@ def collate(examples: Sequence[Example]) -> dict[str, Any]:
     return {
         "input_ids": torch.stack([ids for ids, _, _ in rows]),
         "labels": torch.stack([labels for _, labels, _ in rows]),
-        "weights": torch.stack([weights for _, _, weights in rows]),
+        "weights": torch.stack([weights for _, _, weights in rows]).tolist(),
         "record_ids": [example.id for example in examples],
         "attention_mask": torch.tensor(mask),
     }
@@ -106,7 +106,7 @@ def collate_packed(examples: Sequence[Example]) -> dict[str, Any]:
     return {
         "input_ids": ids,
         "labels": labels,
-        "weights": weights,
+        "weights": weights.tolist(),
         "record_ids": [example.id for example in examples],
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "iterit_lengths": lengths,
@@ -187,7 +187,9 @@ class IterationTrainer(Trainer):
         losses = functional.cross_entropy(
             logits.float().flatten(0, 1), labels[:, scored].flatten(), ignore_index=IGNORED, reduction="none"
         )
-        loss = torch.dot(losses, inputs["weights"][:, 1:][:, scored].flatten())
+        # numbers, not a tensor: Trainer would round that to the model's dtype
+        weights = torch.tensor(inputs["weights"], device=losses.device)[:, 1:]
+        loss = torch.dot(losses, weights[:, scored].flatten())
         if not torch.isfinite(loss):
             named = ", ".join(id_ for id_ in inputs["record_ids"] if id_)
             raise UserError(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from components import tables
-from components.digests import folder_digest
+from components.digests import known_digest
 from components.errors import UserError
 from components.scratch import SCRATCH
 from components.stage import stage_name
@@ -69,6 +69,8 @@ def find_trainer_state(state: Path) -> Path:
     for file in sorted(place.rglob("*.pt*")):
         if not zipfile.is_zipfile(file):  # its directory is at its end: a cut file has none
             raise corrupt(state, f"{file.name} is cut off")
+    if place != state and known_digest(place) != place.name:  # DVC looks after the others
+        raise corrupt(state, f"{place}: its files are not those that were written")
     return place
 
 
@@ -81,7 +83,7 @@ def corrupt(state: Path, what: str) -> UserError:
 
 def keep_trainer_state(trained: Path, state: Path, progress: Progress, *, keep_all: bool) -> None:
     """Write `state` for the next iteration; `trained` is moved beside it, or into the store for the newest."""
-    digest = folder_digest(trained)
+    digest = known_digest(trained)
     if keep_all:
         trained.replace(state)
     else:

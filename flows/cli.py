@@ -67,7 +67,7 @@ def run(
     from flows.stage import StageError
     from flows.summary import print_summary
 
-    tracking.client()  # MLflow's import takes 2 s, and so does the server's start
+    tracking.load_library()  # it takes 2 s, and so does the server's start
     wait_until_healthy()
     try:
         state = retrain(commit=commit, return_state=True)

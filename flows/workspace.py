@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from components.errors import UserError
+from components.launch import CONFIGS, check_precision
 from components.scratch import SCRATCH
 from components.settings import PARAMS, Settings
 
@@ -50,9 +51,10 @@ def check_workspace(settings: Settings) -> None:
     for key, model in (("base_model", settings.base_model), ("proxy_model", settings.proxy_model)):
         if model is not None and model.kind in ("folder", "gguf") and not Path(model.path).exists():
             missing.append(f"{PARAMS}: {key}.path: {model.path}: no such file or folder")
-    config = Path("conf/deepspeed") / f"{settings.finetune.deepspeed}.json"
+    config = CONFIGS / f"{settings.finetune.deepspeed}.json"
     if not config.is_file():
         known = ", ".join(sorted(path.stem for path in config.parent.glob("*.json")))
         missing.append(f"{PARAMS}: finetune.deepspeed: no {config}; there are: {known}")
     if missing:
         raise UserError("\n".join(missing))
+    check_precision(settings.finetune.deepspeed, settings.finetune.dtype)

@@ -223,7 +223,11 @@ def test_a_state_of_other_processes_or_a_broken_one_is_refused_with_a_way_on(fol
     assert "state/1 was written with 1; set it back" in finetune(other, 2, "1", expect=2)
     edit_params(other, {"finetune": {"processes": 1}})
     file = next((other / ".iterit/states").rglob("*model_states.pt"))
-    file.write_bytes(file.read_bytes()[:1000])
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    file.write_bytes(whole)
+    assert "its files are not those that were written" in finetune(other, 2, "1", expect=2)
+    file.write_bytes(whole[:1000])
     output = finetune(other, 2, "1", expect=2)
     assert "error: state/1: cannot be resumed" in output
     assert "dvc repro -f finetune@1" in output
@@ -370,6 +374,19 @@ def test_adapters_train_go_on_and_are_merged_into_a_plain_checkpoint(folder: Pat
     assert str(other) not in (other / "models/2/adapter/adapter_config.json").read_text()
 
 
+def test_bfloat16_is_close_to_float32_and_refused_where_deepspeed_would_train_it_wrongly(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = copy_of(folder, tmp_path / "bfloat16", "1", "2")
+    edit_params(other, {"finetune": {"dtype": "bfloat16"}})
+    output = finetune(other, 1, "base", expect=2)
+    assert "finetune.dtype: bfloat16 does not go with finetune.deepspeed: zero0" in output.splitlines()[-1]
+    edit_params(other, {"finetune": {"dtype": "bfloat16", "deepspeed": "zero1"}})
+    finetune(other, 1, "base")
+    expected, found = ([float(row["loss"]) for row in read_steps(place, 1)] for place in (folder, other))
+    assert found == pytest.approx(expected, abs=0.05)
+
+
 def test_a_hostfile_of_this_machine_trains_like_two_processes(folder: Path, tmp_path: Path) -> None:
     other = copy_of(folder, tmp_path / "hosts", "1", "2")
     (other / "hosts.txt").write_text("# this machine\nlocalhost slots=2\n")
@@ -460,7 +477,7 @@ def test_labels_are_the_response_and_nothing_else() -> None:
     )
     assert batch["labels"].tolist() == [[IGNORED] * 4 + [5, 6], [IGNORED, 2, 3, IGNORED, IGNORED, IGNORED]]
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
-    assert batch["weights"].tolist() == [[0] * 4 + [0.25] * 2, [0, 0.25, 0.25, 0, 0, 0]]
+    assert batch["weights"] == [[0] * 4 + [0.25] * 2, [0, 0.25, 0.25, 0, 0, 0]]
 
 
 def test_packed_records_lie_one_after_the_other() -> None:
@@ -470,7 +487,7 @@ def test_packed_records_lie_one_after_the_other() -> None:
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 1, 2, 3]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2]]
     assert batch["labels"].tolist() == [[IGNORED] * 4 + [5, 6] + [IGNORED] + [2, 3]]
-    assert batch["weights"].tolist() == [[0] * 4 + [0.25] * 2 + [0] + [0.25] * 2]
+    assert batch["weights"] == [[0] * 4 + [0.25] * 2 + [0] + [0.25] * 2]
     assert batch["iterit_lengths"] == [6, 3]
 
 

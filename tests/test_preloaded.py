@@ -112,7 +112,7 @@ def test_the_copy_ends_with_its_command_and_the_command_with_the_process(
         before = len(steps.read_bytes().splitlines()) if steps.is_file() else 0
         wait_for(lambda before=before: steps.is_file() and len(steps.read_bytes().splitlines()) > before, command)
         # the work is the copy's: the command itself has not even loaded torch
-        assert not any("libtorch" in mapped.path for mapped in psutil.Process(command.pid).memory_maps())
+        assert not has_torch(command)
         (copy,) = process.children()
         if killed == "command":
             command.kill()
@@ -123,6 +123,24 @@ def test_the_copy_ends_with_its_command_and_the_command_with_the_process(
         wait_for(lambda copy=copy: not copy.is_running() or copy.status() == psutil.STATUS_ZOMBIE, seconds=20)
         command.wait()
         assert not (project / "models/1").exists()
+
+
+def test_code_that_was_edited_meanwhile_runs_in_the_command_itself(
+    project: Path, small_model: Path, preloaded: tuple[psutil.Process, dict[str, str]]
+) -> None:
+    process, setting = preloaded
+    call(project, *evaluate(small_model), **setting)  # it has imported everything
+    with (project / "components/gate.py").open("a") as file:
+        file.write("\n")
+    command = start(project, finetune(small_model), **setting)
+    wait_for(lambda: has_torch(command), command)
+    assert not process.children()
+    command.kill()
+    command.wait()
+
+
+def has_torch(command: subprocess.Popen[str]) -> bool:
+    return any("libtorch" in mapped.path for mapped in psutil.Process(command.pid).memory_maps())
 
 
 def test_without_such_a_process_the_command_does_the_work(project: Path, small_model: Path) -> None:

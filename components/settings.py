@@ -273,7 +273,7 @@ class FinetuneSettings(Block):
     clip_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the training."""
+    """Arithmetic of the training; bfloat16 needs zero1, zero2 or zero3."""
     deepspeed: str = "zero0"
     """Name of a file in conf/deepspeed: zero0 for one process, zero2 or zero3 to share memory out over several."""
     lora: LoraSettings | None = None

@@ -278,7 +278,8 @@ class Watch(TrainerCallback):
                 "step": state.global_step,  # over all iterations, from 1
                 "loss": loss.item(),  # nats, as the parameter finetune.loss averages it
                 "learning_rate": logs["learning_rate"],
-                "gradient_norm": logs["grad_norm"],  # before clipping
+                # before clipping; a configuration of DeepSpeed's may leave it out
+                "gradient_norm": float(logs.get("grad_norm", math.nan)),
                 "tokens_per_second": tokens / seconds,
                 "seconds": seconds,
             },

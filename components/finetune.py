@@ -117,7 +117,6 @@ def train_iteration(
     steps = len(examples) // settings.batch_size
     schedule = Schedule((before.steps_per_iteration or steps) * settings.planned_iterations, settings.warmup_ratio)
     micro_batch = min(settings.micro_batch_size, settings.batch_size // settings.processes)
-    check_precision(settings.deepspeed, settings.dtype)
     plain = zero_stage(settings.deepspeed) == 0  # the optimizer is torch's own, not wrapped by DeepSpeed's
     if plain and settings.lora is None:
         own_weights(model)
@@ -398,6 +397,7 @@ def main() -> None:
             sys.exit(BAD_INPUT)
         return
     with stage("finetune", options.iteration) as arithmetic:
+        check_precision(settings.finetune.deepspeed, settings.finetune.dtype)
         training_state.prune_trainer_states(options.parent_state)
         saved = training_state.begin(scratch, identity(options, settings))
         made = len(training_state.read_steps(scratch))

@@ -67,7 +67,8 @@ def _retrain(settings: Settings) -> State[str]:
         if not status["changed"]:
             logger.info("nothing new: data, parameters and code are those of the last run; nothing to retrain")
             return Completed(name="Unchanged", data="unchanged")
-        ask({"do": "preload"}, logger.info)
+        if set(status["changed"]) - {"report", "register"}:  # these two need no torch
+            ask({"do": "preload"}, logger.info)
 
         with recording(settings, logger) as record:
             if record.run is not None:

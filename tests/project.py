@@ -96,6 +96,22 @@ def call(folder: Path, *command: str, expect: int = 0, **settings: str) -> str:
     return output
 
 
+def finetune_command(iteration: int, parent: str) -> list[str]:
+    """As dvc.yaml has it."""
+    place = f"data/iterations/{iteration}"
+    options = {
+        "iteration": iteration,
+        "subset": f"{place}/subset.parquet",
+        "parent-model": f"models/{parent}",
+        "parent-state": f"state/{parent}",
+        "model": f"models/{iteration}",
+        "state": f"state/{iteration}",
+        "steps": f"{place}/steps.csv",
+        "metrics": f"metrics/finetune/{iteration}.json",
+    }
+    return ["python", "-m", "components.finetune", *(f"--{name}={value}" for name, value in options.items())]
+
+
 def iterit(folder: Path, *arguments: str, expect: int = 0, **settings: str) -> str:
     return call(folder, "python", "-m", "flows.cli", *arguments, expect=expect, **settings)
 

@@ -20,7 +20,7 @@ from components.records import Message, Record, make_record, write_records
 from components.settings import Columns
 from components.sources.shapes import finish, from_columns, recognize
 from components.trainer import IGNORED, Example, Schedule, collate, collate_packed, deal_out, effective_batches, packs
-from tests.project import call, edit_params, make_project, start, wait_for
+from tests.project import call, edit_params, finetune_command, make_project, start, wait_for
 
 SYSTEM = "You are a helpful assistant."
 
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
 
 
 def finetune(project: Path, iteration: int, parent: str, *, expect: int = 0) -> str:
-    return call(project, *command(iteration, parent), expect=expect)
+    return call(project, *finetune_command(iteration, parent), expect=expect)
 
 
 def read_steps(project: Path, iteration: int) -> list[dict[str, str]]:
@@ -237,21 +237,6 @@ def test_a_state_of_other_processes_or_a_broken_one_is_refused_with_a_way_on(fol
 # --- interrupted ------------------------------------------------------------------------------------------------------
 
 
-def command(iteration: int, parent: str) -> list[str]:
-    place = f"data/iterations/{iteration}"
-    options = {
-        "iteration": iteration,
-        "subset": f"{place}/subset.parquet",
-        "parent-model": f"models/{parent}",
-        "parent-state": f"state/{parent}",
-        "model": f"models/{iteration}",
-        "state": f"state/{iteration}",
-        "steps": f"{place}/steps.csv",
-        "metrics": f"metrics/finetune/{iteration}.json",
-    }
-    return ["python", "-m", "components.finetune", *(f"--{name}={value}" for name, value in options.items())]
-
-
 def test_killed_five_times_at_random_steps_it_ends_with_the_bytes_of_an_undisturbed_run(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -263,7 +248,7 @@ def test_killed_five_times_at_random_steps_it_ends_with_the_bytes_of_an_undistur
     edit_params(killed, {"finetune": {"save_steps": 1}})
     lines = killed / ".iterit/tmp/finetune@2/steps.jsonl"
     for step in sorted(random.sample(range(1, 7), 5)):  # of 8
-        process = start(killed, command(2, "1"))
+        process = start(killed, finetune_command(2, "1"))
         wait_for(lambda step=step: lines.is_file() and len(lines.read_bytes().splitlines()) >= step, process)
         process.kill()
         process.wait()
@@ -293,7 +278,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 def test_a_full_disk_is_one_line_and_the_parent_s_checkpoint_stays(folder: Path, tmp_path: Path) -> None:
     other = copy_of(folder, tmp_path / "full", "2")
     before = digests(other / "models/1", other / "state/1")
-    output = call(other, "python", "-c", LIMITED, *command(2, "1"), expect=2)
+    output = call(other, "python", "-c", LIMITED, *finetune_command(2, "1"), expect=2)
     assert "error: finetune: a checkpoint could not be written" in output.splitlines()[-1]
     assert "make room and run again: the parent's checkpoint is as it was" in output.splitlines()[-1]
     assert "Traceback" not in output
@@ -309,7 +294,7 @@ def test_a_process_that_dies_ends_the_stage_with_a_way_on_and_the_next_start_goe
     other = copy_of(folder, tmp_path / "dead", "1", "2")
     write_records(other / "data/iterations/1/subset.parquet", subset(1, 10) + subset(3, 10) + subset(4, 10))
     edit_params(other, {"finetune": {"processes": 2, "save_steps": 1}})
-    process = start(other, command(1, "base"))
+    process = start(other, finetune_command(1, "base"))
     lines = other / ".iterit/tmp/finetune@1/steps.jsonl"
     wait_for(lambda: lines.is_file() and len(lines.read_bytes().splitlines()) >= 2, process)
     workers = [one for one in psutil.Process(process.pid).children(recursive=True) if "--worker" in one.cmdline()[3:]]

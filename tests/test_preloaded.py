@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from components.preloaded import SOCKET
+from components.preloaded import ABSTRACT, HELLO, SOCKET
 from components.records import Message, Record, make_record, write_records
-from tests.project import call, edit_params, make_project, start, wait_for
+from tests.project import call, edit_params, finetune_command, make_project, start, wait_for
 
 KEEP = """
 import os, sys
@@ -29,7 +31,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path
     place = make_project(tmp_path_factory.mktemp("preloaded"), small_model)
     records = [record(f"Say {word}.", f"{word} " * 9) for word in ("one", "two", "three", "four")]
     write_records(place / "holdout.parquet", records)
-    write_records(place / "subset.parquet", records * 50)
+    write_records(place / "data/iterations/1/subset.parquet", records * 50)
+    (place / "models").mkdir()
+    (place / "models/base").symlink_to(small_model)
     write_records(place / "empty.parquet", [record("Say nothing.", " ")])
     (place / "dvc.yaml").unlink()  # its statements are not what is tested here
     (place / "state/base").mkdir(parents=True)
@@ -46,11 +50,20 @@ def record(prompt: str, response: str) -> Record:
 def preloaded(project: Path) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
     """The process, and the setting by which commands find it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", KEEP], cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", KEEP],
+        cwd=project,
+        env={**os.environ, "RANK": "0", "WORLD_SIZE": "2"},  # of somebody else's launcher: not to be waited for
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout
     setting = {SOCKET: process.stdout.readline().strip()}
     (child,) = psutil.Process(process.pid).children()
+    with socket.socket(socket.AF_UNIX) as command:  # otherwise the commands would do the work, and the tests pass
+        command.settimeout(60)
+        command.connect(ABSTRACT + setting[SOCKET])
+        assert command.recv(1) == HELLO
     yield child, setting
     process.communicate()
 
@@ -64,20 +77,6 @@ def evaluate(small_model: Path, holdout: str = "holdout.parquet") -> list[str]:
         "metrics": "metrics.json",
     }
     return [sys.executable, "-m", "components.evaluate", *(f"--{name}={value}" for name, value in options.items())]
-
-
-def finetune(small_model: Path) -> list[str]:
-    options = {
-        "iteration": "1",
-        "subset": "subset.parquet",
-        "parent-model": str(small_model),
-        "parent-state": "state/base",
-        "model": "models/1",
-        "state": "state/1",
-        "steps": "steps.csv",
-        "metrics": "trained.json",
-    }
-    return [sys.executable, "-m", "components.finetune", *(f"--{name}={value}" for name, value in options.items())]
 
 
 def test_a_copy_writes_and_says_what_the_command_would(
@@ -103,14 +102,14 @@ def test_a_mistake_is_the_same_line_and_exit_code(
 
 
 def test_the_copy_ends_with_its_command_and_the_command_with_the_process(
-    project: Path, small_model: Path, preloaded: tuple[psutil.Process, dict[str, str]]
+    project: Path, preloaded: tuple[psutil.Process, dict[str, str]]
 ) -> None:
     steps = project / ".iterit/tmp/finetune@1/steps.jsonl"
     process, setting = preloaded
     for killed in ("command", "process"):
-        command = start(project, finetune(small_model), **setting)
-        before = len(steps.read_bytes().splitlines()) if steps.is_file() else 0
-        wait_for(lambda before=before: steps.is_file() and len(steps.read_bytes().splitlines()) > before, command)
+        steps.unlink(missing_ok=True)
+        command = start(project, finetune_command(1, "base"), **setting)
+        wait_for(steps.is_file, command)
         # the work is the copy's: the command itself has not even loaded torch
         assert not has_torch(command)
         (copy,) = process.children()
@@ -132,7 +131,7 @@ def test_code_that_was_edited_meanwhile_runs_in_the_command_itself(
     call(project, *evaluate(small_model), **setting)  # it has imported everything
     with (project / "components/gate.py").open("a") as file:
         file.write("\n")
-    command = start(project, finetune(small_model), **setting)
+    command = start(project, finetune_command(1, "base"), **setting)
     wait_for(lambda: has_torch(command), command)
     assert not process.children()
     command.kill()

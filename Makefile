@@ -1,5 +1,6 @@
 # make run    retrain with params.yaml
-# make test   the tests
+# make check  make lint and the unit tests: before every commit, less than a minute
+# make test   all tests
 # make lint   ruff, mypy, hadolint
 # make bench  the figures of benchmarks/results.md, three quarters of an hour; ALPACA=FILE takes that corpus
 # Each of them makes the virtual environment from requirements.lock first, once.
@@ -19,7 +20,9 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: setup run test lint bench format lock clean
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+.PHONY: setup run check unit test lint bench format lock clean
 
 setup: $(VENV)/complete
 
@@ -32,7 +35,7 @@ $(VENV)/complete: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	$(BIN)/python -c 'from components.launch import build_extension; build_extension()' >/dev/null
+	$(BIN)/python -c 'from components.training.deepspeed import build_extension; build_extension()' >/dev/null
 	$(BIN)/python -c 'from components.strategies.iterit import compile_ahead; compile_ahead()'
 	@# the tables of this folder's Prefect store, for which the first run would wait 6 s; no other database is touched
 	$(if $(PREFECT_API_URL),,env -u PREFECT_API_DATABASE_CONNECTION_URL -u PREFECT_SERVER_DATABASE_CONNECTION_URL \
@@ -42,14 +45,20 @@ $(VENV)/complete: requirements.lock pyproject.toml
 run: setup
 	@$(BIN)/iterit run
 
+check: setup
+	@$(MAKE) --no-print-directory --jobs 2 lint unit
+
+unit: setup
+	@$(PYTEST) --dist load tests/unit
+
 test: setup
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(PYTEST) --dist loadfile
 
 lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/hadolint Dockerfile
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/hadolint Dockerfile
 
 bench: setup
 	$(BIN)/dvc repro --quiet select@1

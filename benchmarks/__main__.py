@@ -13,8 +13,8 @@ from pathlib import Path
 from benchmarks import audit, finetune, score, select
 from benchmarks.corpus import docstring_records, read_alpaca, spread
 from benchmarks.report import Row, write_results
-from components.records import read_records
-from components.stage import quiet_environment
+from components.core.process import quiet_environment
+from components.data.records import read_records
 
 PAGE = Path(__file__).with_name("results.md")
 SCORED = 48  # records

@@ -25,9 +25,10 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.report import Row
-from components import tables
-from components.digests import file_digest
-from components.provenance import write_bundle
+from components.core.files import write_json
+from components.data import tables
+from components.provenance.digests import file_digest
+from components.provenance.statements import write_bundle
 
 PROJECT = Path(__file__).parent.parent
 TURNS = 5
@@ -87,7 +88,7 @@ def _statement(folder: Path, stage: str, subject: dict[str, str]) -> dict[str, s
         "predicate": {"buildDefinition": definition},
     }
     path = f"provenance/{stage}.json"
-    tables.write_json(folder / path, statement)
+    write_json(folder / path, statement)
     return {"path": path, "md5": _md5((folder / path).read_bytes())}
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.records import Message, Record, make_record
-from components.sources.docstrings import read_docstrings
+from components.data.records import Message, Record, make_record
+from components.data_sources.docstrings import read_docstrings
 
 
 def read_alpaca(file: Path, count: int | None = None) -> list[Record]:

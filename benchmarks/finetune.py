@@ -25,10 +25,10 @@ from ruamel.yaml import YAML
 
 from benchmarks.corpus import read_alpaca, spread
 from benchmarks.report import Row
-from components import tables
-from components.records import Record, write_records
-from components.settings import load_settings, read_params
-from components.stage import quiet_environment
+from components.core.files import read_json, write_json
+from components.core.params import load_settings, read_params
+from components.core.process import quiet_environment
+from components.data.records import Record, write_records
 
 TURNS = 3
 PROJECT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def the_stage(folder: Path, records: Sequence[Record], *, deterministic: bool = 
     (place / "models").mkdir()
     (place / "models/base").symlink_to((folder / "base").resolve())
     write_records(place / "subset.parquet", records)
-    tables.write_json(place / "state/base/progress.json", {"step": 0, "steps_per_iteration": None})
+    write_json(place / "state/base/progress.json", {"step": 0, "steps_per_iteration": None})
     options = {
         "iteration": "1",
         "subset": "subset.parquet",
@@ -58,7 +58,7 @@ def the_stage(folder: Path, records: Sequence[Record], *, deterministic: bool = 
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     subprocess.run([sys.executable, "-m", "components.finetune", *words], cwd=place, check=True, stderr=subprocess.PIPE)
-    found: dict[str, Any] = tables.read_json(place / ".iterit/throughput/finetune@1.json")
+    found: dict[str, Any] = read_json(place / ".iterit/throughput/finetune@1.json")
     shutil.rmtree(place)
     return found
 
@@ -84,7 +84,7 @@ def _plain_trainer(model: str, records: Sequence[Record], batch_size: int, max_l
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
     from transformers.utils.logging import disable_progress_bar
 
-    from components.chat import encode_conditional
+    from components.model.chat import encode_conditional
 
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -21,12 +21,12 @@ import numpy as np
 
 from benchmarks.corpus import read_alpaca, spread
 from benchmarks.report import Row
-from components import score
-from components.model import load_model, prepack
-from components.reading import Text, make_reader, read_pairs
-from components.records import Record
-from components.stage import quiet_environment
-from components.throughput import forward_operations, measure_gemm
+from components.core.process import quiet_environment
+from components.data.records import Record
+from components.model.load import load_model, prepack_linear_layers
+from components.model.throughput import forward_operations, measure_gemm
+from components.scoring.ifd import encode_pairs
+from components.scoring.losses import Text, make_reader, measure_pairs
 
 SETTINGS = {"system": "You are a helpful assistant.", "template": "chat"}
 MAX_LENGTH, BATCH_TOKENS = 512, 2048
@@ -69,9 +69,9 @@ def _work(method: str, folder: Path, dtype: str, pairs: Sequence[tuple[Text, Tex
     """One process a method, so that neither finds the memory that the other has made warm."""
     if method == "ours":
         model, tokenizer = load_model(folder, dtype)
-        prepack(model)
+        prepack_linear_layers(model)
         reader = make_reader(model, tokenizer, **SETTINGS)
-        read = partial(read_pairs, pairs, reader, batch_tokens=BATCH_TOKENS)
+        read = partial(measure_pairs, pairs, reader, batch_tokens=BATCH_TOKENS)
     else:
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
@@ -88,7 +88,7 @@ def _work(method: str, folder: Path, dtype: str, pairs: Sequence[tuple[Text, Tex
 def run(folder: Path, records: Sequence[Record], dtype: str = "float32", turns: int = TURNS) -> list[Row]:
     """Records per second of both, ours as a share of the GEMM rate, and the largest difference."""
     model, tokenizer = load_model(folder, dtype)
-    pairs = score.encode_pairs(records, tokenizer, max_length=MAX_LENGTH, **SETTINGS)
+    pairs = encode_pairs(records, tokenizer, max_length=MAX_LENGTH, **SETTINGS)
     tokens = sum(len(text.ids) for pair in pairs for text in pair)
     scored = sum(text.scored for pair in pairs for text in pair)
     operations = forward_operations(model, tokens, scored)

@@ -48,7 +48,7 @@ def complexity_of(count: int) -> np.ndarray:
 def whole_selection(responses: Sequence[str], count: int, picks: int) -> dict[str, Any]:
     """TF-IDF and the picks, as the stage makes them."""
     from components.strategies import iterit
-    from components.strategies.common import Budget
+    from components.strategies.interface import Budget
     from components.strategies.tfidf import tfidf
 
     iterit.greedy_select(["some words", "other words"], [0.5, 0.5], 1, decay=DECAY)  # compiled, as after a first run

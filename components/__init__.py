@@ -1,1 +1,1 @@
-"""What each stage does: plain functions on plain data. Prefect and DVC are not known here."""
+"""The stages of dvc.yaml, one module each; every folder beside them is a room named by what it is about."""

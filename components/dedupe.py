@@ -33,11 +33,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from components import tables
-from components.errors import UserError
-from components.records import Record, read_records, write_records
-from components.settings import PARAMS, DedupeSettings, load_settings
-from components.stage import stage
+from components.core.errors import UserError
+from components.core.files import write_json
+from components.core.params import load_settings
+from components.core.paths import PARAMS
+from components.core.settings.dedupe import DedupeSettings
+from components.core.stage import stage
+from components.data import tables
+from components.data.records import Record, read_records, write_records
+from components.provenance.statements import statement_of
 
 MISSED = 0.01  # share of the pairs at the threshold that MinHash may miss
 SEED = 1  # of the hash functions
@@ -266,7 +270,7 @@ def main() -> None:
     for name in ("records", "pool", "holdout", "duplicates", "candidates", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
-    with stage("dedupe"):
+    with stage("dedupe") as running, statement_of(running.name):
         settings = load_settings()
         records = read_records(options.records)
         weights = {name: source.weight for name, source in settings.ingest.sources.items()}
@@ -279,7 +283,7 @@ def main() -> None:
         tables.write(options.candidates, candidates, tables.CANDIDATES)
         kinds = dict(sorted(Counter(row["kind"] for row in result.removed).items()))
         counts = {"records": len(records), "pool": len(result.pool), "holdout": len(result.holdout), "removed": kinds}
-        tables.write_json(options.metrics, counts)
+        write_json(options.metrics, counts)
         left_out = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) or "nothing removed"
         print(f"dedupe: {len(result.pool):,} in the pool, {len(result.holdout):,} in the holdout; {left_out}")
 

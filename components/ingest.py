@@ -14,21 +14,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from components import tables
-from components.errors import UserError
-from components.records import Record, make_record, write_records
-from components.settings import (
-    PARAMS,
-    Columns,
-    DatasetSource,
-    DocstringSource,
-    FileSource,
-    IngestSettings,
-    load_settings,
-)
-from components.sources import Item, Items, shapes
-from components.stage import stage
-from components.watch import watched_files
+from components.core.errors import UserError
+from components.core.files import write_json
+from components.core.params import load_settings
+from components.core.paths import PARAMS
+from components.core.settings.ingest import Columns, DatasetSource, DocstringSource, FileSource, IngestSettings
+from components.core.stage import stage
+from components.data import tables
+from components.data.records import Record, make_record, write_records
+from components.data_sources import shapes
+from components.data_sources.file_manifest import listed_files
+from components.data_sources.item import Item, Items
+from components.provenance.statements import statement_of
 
 
 @dataclass
@@ -87,16 +84,16 @@ def read_source(
 def _parts(name: str, source: DocstringSource | DatasetSource | FileSource, manifests: Path) -> list[Items]:
     """The files of a source, or the source itself where it is one whole; each has its own shape."""
     if isinstance(source, DocstringSource):
-        from components.sources.docstrings import read_docstrings
+        from components.data_sources.docstrings import read_docstrings
 
         return [read_docstrings()]
     if isinstance(source, DatasetSource):
-        from components.sources.hub import read_dataset
+        from components.data_sources.hub import read_dataset
 
         return [read_dataset(name, source)]
-    from components.sources.files import read_file
+    from components.data_sources.files import read_file
 
-    return [read_file(path) for path in watched_files(manifests / f"{name}.json")]
+    return [read_file(path) for path in listed_files(manifests / f"{name}.json")]
 
 
 def _convert(name: str, item: Item, columns: Columns | None, max_characters: int) -> Record:
@@ -173,7 +170,7 @@ def main() -> None:
     parser.add_argument("--rejected", type=Path, required=True)
     parser.add_argument("--metrics", type=Path, required=True)
     options = parser.parse_args()
-    with stage("ingest", hub=True):
+    with stage("ingest", hub=True) as running, statement_of(running.name):
         settings = load_settings().ingest
         result = ingest(settings, options.manifests)
         for manifest in options.manifests.glob("*.json"):
@@ -181,7 +178,7 @@ def main() -> None:
                 manifest.unlink()
         write_records(options.records, result.records)
         tables.write(options.rejected, pa.Table.from_pylist(result.rejected, schema=tables.REJECTED), tables.REJECTED)
-        tables.write_json(options.metrics, {"records": len(result.records), "sources": result.counts})
+        write_json(options.metrics, {"records": len(result.records), "sources": result.counts})
         for name, counts in result.counts.items():
             print(f"ingest: {name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
 

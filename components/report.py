@@ -10,17 +10,18 @@ Only iterations that params.yaml names count: the files of one that was taken ou
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from components import tables
-from components.errors import UserError
-from components.scratch import seconds_file
-from components.settings import Settings, load_settings
-from components.stage import stage, stage_name
-from components.training_state import prune_trainer_states
+from components.core.files import read_csv, read_json, write_csv
+from components.core.params import load_settings
+from components.core.paths import seconds_file
+from components.core.settings.pipeline import Settings
+from components.core.stage import stage, stage_name
+from components.data import tables
+from components.provenance.statements import statement_of
+from components.training.state import prune_trainer_states
 
 SERIES = (
     "iteration",
@@ -35,7 +36,6 @@ SERIES = (
 HOLDOUT = ("iteration", "holdout_loss", "perplexity", "holdout_complexity")
 STEPS = tuple(tables.STEPS.names)
 COMPLEXITY = ("iteration", "complexity", "candidates", "selected")
-STATES = Path("state")
 STAGES = ("score", "select", "finetune", "evaluate")  # of one iteration
 
 
@@ -45,14 +45,14 @@ def iteration_rows(settings: Settings, metrics: Path, iterations: Path) -> list[
     `iteration` is 0 for the base model; what it does not have is None. `mean_complexity` is over the records scored,
     `training_loss` the mean over the iteration's steps, `seconds` what its four stages took when they last ran here.
     """
-    base = tables.read_json(metrics / "evaluate" / "base.json")
+    base = read_json(metrics / "evaluate" / "base.json")
     rows: list[dict[str, Any]] = [{**dict.fromkeys(SERIES), "iteration": 0, **_holdout(base)}]
     rows[0]["seconds"] = _seconds(["evaluate_base"])
     for key in settings.iterations:
         score, select, evaluate = (
-            tables.read_json(metrics / name / f"{key}.json") for name in ("score", "select", "evaluate")
+            read_json(metrics / name / f"{key}.json") for name in ("score", "select", "evaluate")
         )
-        losses = [float(step["loss"]) for step in _read_csv(iterations / key / "steps.csv")]
+        losses = [float(step["loss"]) for step in read_csv(iterations / key / "steps.csv")]
         rows.append(
             {
                 "iteration": int(key),
@@ -80,21 +80,7 @@ def _seconds(stages: Iterable[str]) -> float | None:
     files = [seconds_file(name) for name in stages]
     if not all(file.is_file() for file in files):
         return None
-    return round(sum(float(tables.read_json(file)["seconds"]) for file in files), 1)
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise UserError(f"{path}: not found; `dvc repro` makes it, `dvc pull` fetches it")
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    with tables.written_beside(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    return round(sum(float(read_json(file)["seconds"]) for file in files), 1)
 
 
 def main() -> None:
@@ -106,17 +92,17 @@ def main() -> None:
     parser.add_argument("--steps", type=Path, required=True)
     parser.add_argument("--complexity", type=Path, required=True)
     options = parser.parse_args()
-    with stage("report"):
+    with stage("report") as running, statement_of(running.name):
         settings = load_settings()
         folders = [options.iterations / key for key in settings.iterations]
         rows = iteration_rows(settings, options.metrics, options.iterations)
         # the base model has a file of its own to be in: a page of plots draws an empty cell as 0
-        _write_csv(options.series, SERIES, rows[1:])
-        _write_csv(options.holdout, HOLDOUT, rows)
-        _write_csv(options.steps, STEPS, [row for folder in folders for row in _read_csv(folder / "steps.csv")])
-        histograms = [row for folder in folders for row in _read_csv(folder / "complexity.csv")]
-        _write_csv(options.complexity, COMPLEXITY, histograms)
-        prune_trainer_states(STATES / list(settings.iterations)[-1])
+        write_csv(options.series, SERIES, rows[1:])
+        write_csv(options.holdout, HOLDOUT, rows)
+        write_csv(options.steps, STEPS, [row for folder in folders for row in read_csv(folder / "steps.csv")])
+        histograms = [row for folder in folders for row in read_csv(folder / "complexity.csv")]
+        write_csv(options.complexity, COMPLEXITY, histograms)
+        prune_trainer_states(Path("state") / list(settings.iterations)[-1])
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ and its first floor(update_ratio x k) records are the candidates. update_ratio 1
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,32 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components import tables
-from components.errors import UserError
-from components.settings import SelectSettings, load_settings
-from components.stage import stage, stage_name
+from components.core.errors import UserError
+from components.core.files import write_csv, write_json
+from components.core.params import load_settings
+from components.core.settings.select import SelectSettings
+from components.core.stage import stage
+from components.data import tables
+from components.provenance.statements import statement_of
 from components.strategies import STRATEGIES
-from components.strategies.common import NO_LIMIT, Budget, Candidates, Selection
+from components.strategies.interface import NO_LIMIT, Budget, Candidates, Selection
 
 BIN_WIDTH, LAST_BIN = 0.05, 1.5  # of the histogram; the last bin takes everything from there on
 
 MISALIGNED = "complexity is 1 or more: the prompt does not help to predict the response"
 NOT_ELIGIBLE = "the strategy leaves it out: its perplexity is not in select.perplexity_range"
 NOT_A_CANDIDATE = "not among the records that this iteration scored"
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramRow:
+    """One bin of data/iterations/N/complexity.csv."""
+
+    iteration: str
+    complexity: str
+    """Lower edge of the bin, two decimals."""
+    candidates: int
+    selected: int
 
 
 def select_records(
@@ -201,22 +215,21 @@ def _mean(values: npt.NDArray[np.float64]) -> float | None:
     return round(float(values.mean()), 6) if len(values) else None
 
 
-def write_histogram(path: Path, iteration: str, selection: pa.Table) -> None:
-    """CSV of how many candidates and how many picks have a complexity in each bin; `complexity` is its lower edge."""
+def histogram(iteration: str, selection: pa.Table) -> list[HistogramRow]:
+    """How many candidates and how many picks have a complexity in each bin."""
     last = round(LAST_BIN / BIN_WIDTH)
-    counts = {"candidates": Counter[int](), "selected": Counter[int]()}
+    candidates, selected = Counter[int](), Counter[int]()
     for value, status in zip(selection["complexity"].to_pylist(), selection["status"].to_pylist(), strict=True):
         if value is None:
             continue
-        # 20 bins up to 1: dividing by 0.05 would put 0.15 into the bin below it
+        # 20 bins up to 1: a division by 0.05 would put 0.15 into the bin below it
         number = min(math.floor(value * round(1 / BIN_WIDTH)), last)
-        counts["candidates"][number] += 1
-        counts["selected"][number] += status == "selected"
-    with tables.written_beside(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("iteration", "complexity", *counts))
-        for number in range(last + 1):
-            writer.writerow((iteration, f"{number * BIN_WIDTH:.2f}", *(count[number] for count in counts.values())))
+        candidates[number] += 1
+        selected[number] += status == "selected"
+    return [
+        HistogramRow(iteration, f"{number * BIN_WIDTH:.2f}", candidates[number], selected[number])
+        for number in range(last + 1)
+    ]
 
 
 def main() -> None:
@@ -225,7 +238,7 @@ def main() -> None:
     for name in ("pool", "scores", "parent-candidates", "selection", "subset", "candidates", "metrics", "histogram"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
-    with stage("select", options.iteration):
+    with stage("select", options.iteration) as running, statement_of(running.name):
         settings = load_settings().select
         pool = tables.read(options.pool, tables.RECORDS)
         scores = tables.read(options.scores, tables.SCORES)
@@ -241,12 +254,13 @@ def main() -> None:
         tables.write(options.selection, selection, tables.SELECTION)
         tables.write(options.subset, subset, tables.RECORDS)
         tables.write(options.candidates, pa.table({"id": candidates}, schema=tables.CANDIDATES), tables.CANDIDATES)
-        write_histogram(options.histogram, options.iteration, selection)
-        tables.write_json(options.metrics, metrics)
+        rows = histogram(options.iteration, selection)
+        write_csv(options.histogram, [field.name for field in fields(HistogramRow)], map(asdict, rows))
+        write_json(options.metrics, metrics)
         fewer = f" (asked for {asked}; no more are eligible)" if asked and len(picked) < asked else ""
         means = [f"mean {name} {metrics[f'mean_{name}']}" for name in ("complexity", "diversity")]
         print(
-            f"{stage_name('select', options.iteration)}: {len(picked)} of {scores.num_rows} candidates{fewer}, "
+            f"{running.name}: {len(picked)} of {scores.num_rows} candidates{fewer}, "
             + ", ".join(mean for mean in means if not mean.endswith("None"))
         )
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from components.settings import Settings
+from components.core.settings.pipeline import Settings
 
 
 def parameter_table() -> str:

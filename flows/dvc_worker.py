@@ -1,7 +1,7 @@
 """One DVC process for a whole run. It is told on standard input what to do, and answers between what it prints.
 
 A process of its own for every `dvc repro` would cost 1 s to 2 s a stage. Requests are JSON lines, {"do": "status"},
-{"do": "preload"}, {"do": "environment", "NAME": "value"} or {"do": "reproduce", "stage": "score@2"}; an answer is a
+{"do": "environment", "NAME": "value"} or {"do": "reproduce", "stage": "score@2"}; an answer is a
 JSON line after the record separator of RFC 7464, so that everything that DVC or the stage printed has been read when
 the answer is.
 """
@@ -15,16 +15,16 @@ import re
 import sys
 from typing import Any
 
-from components import preloaded
-from components.scratch import seconds_file
-from components.stage import BAD_INPUT, TRY_LATER, collect_rarely, die_with_parent
+from components.core.errors import BAD_INPUT, TRY_LATER
+from components.core.paths import seconds_file
+from components.core.process import die_with_parent, relax_gc
 
 SEPARATOR = "\x1e"
 
 
 def main() -> None:
     die_with_parent()
-    collect_rarely()
+    relax_gc()
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.scm import SCMError
@@ -53,9 +53,6 @@ def answer(repo: Any, request: dict[str, str]) -> dict[str, Any]:
     try:
         if do == "environment":
             os.environ.update(request)
-            return {}
-        if do == "preload":
-            preloaded.start()
             return {}
         if do == "status":
             return {"changed": sorted(repo.status())}

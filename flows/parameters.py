@@ -9,9 +9,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from components.errors import UserError
-from components.settings import PARAMS, Settings, check_settings, load_settings
-from components.tables import written_beside
+from components.core.errors import UserError
+from components.core.files import atomic_write
+from components.core.params import check_settings, load_settings
+from components.core.paths import PARAMS
+from components.core.settings.pipeline import Settings
 
 
 def set_parameters(assignments: Sequence[str], check: Callable[[Settings], None]) -> Settings:
@@ -33,7 +35,7 @@ def set_parameters(assignments: Sequence[str], check: Callable[[Settings], None]
     yaml.dump(document, text)
     settings = check_settings(YAML(typ="safe", pure=True).load(text.getvalue()), "--set")
     check(settings)
-    with written_beside(PARAMS) as beside:
+    with atomic_write(PARAMS) as beside:
         beside.write_text(text.getvalue(), encoding="utf-8")
     for change in changes:
         print(f"{PARAMS}: {change}")

@@ -11,10 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from components import tracking
-from components.errors import Unreachable
-from components.settings import Settings
-from components.training_state import read_steps, scratch_of
+from components.core.errors import Unreachable
+from components.core.paths import scratch_folder
+from components.core.settings.pipeline import Settings
+from components.core.stage import stage_name
+from components.tracking import runs, stages
+from components.training.resume import read_steps
 
 SECONDS_BETWEEN_LOOKS = 2.0
 WATCHED = ("loss", "learning_rate", "gradient_norm", "tokens_per_second")
@@ -23,7 +25,7 @@ WATCHED = ("loss", "learning_rate", "gradient_norm", "tokens_per_second")
 class Recording:
     """The MLflow run of a flow run, if the server answers, and what is still to be written to it."""
 
-    def __init__(self, run: tracking.PipelineRun | None, background: ThreadPoolExecutor, logger: Any) -> None:
+    def __init__(self, run: runs.PipelineRun | None, background: ThreadPoolExecutor, logger: Any) -> None:
         self.run = run
         self._background = background
         self._logger = logger
@@ -32,7 +34,7 @@ class Recording:
     def record(self, stage: str) -> None:
         """Log a stage in the background, from its files."""
         if self.run is not None:
-            self._pending.append(self._background.submit(tracking.record_stage, self.run, stage))
+            self._pending.append(self._background.submit(stages.record_stage, self.run, stage))
 
     @contextmanager
     def watching(self, stage: str) -> Iterator[None]:
@@ -52,14 +54,14 @@ class Recording:
 
     def _log_steps(self, iteration: str, over: threading.Event) -> None:
         assert self.run
-        scratch, seen = scratch_of(iteration), 0
+        scratch, seen = scratch_folder(stage_name("finetune", iteration)), 0
         while not over.wait(SECONDS_BETWEEN_LOOKS):
             rows = [
-                (int(step["step"]), {f"step/{name}": step[name] for name in WATCHED}) for step in read_steps(scratch)
+                (step.step, {f"step/{name}": getattr(step, name) for name in WATCHED}) for step in read_steps(scratch)
             ]
             if len(rows) > seen:
                 try:
-                    tracking.log_steps(self.run, rows)
+                    runs.log_steps(self.run, rows)
                 except Unreachable:
                     return  # the stage's record will say so
                 seen = len(rows)
@@ -77,7 +79,7 @@ class Recording:
 
     def finish(self, status: str) -> None:
         if self.run is not None:
-            self._pending.append(self._background.submit(tracking.finish_pipeline_run, self.run, status))
+            self._pending.append(self._background.submit(runs.finish_pipeline_run, self.run, status))
         self.wait()
 
 
@@ -86,7 +88,7 @@ def recording(settings: Settings, logger: Any) -> Iterator[Recording]:
     """An MLflow run as long as the block; it ends as FINISHED, FAILED, or KILLED by Ctrl-C."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow") as background:
         try:
-            run = tracking.start_pipeline_run(settings)
+            run = runs.start_pipeline_run(settings)
         except Unreachable as error:
             logger.warning("%s", error)
             run = None

@@ -1,19 +1,22 @@
-"""The retraining flow: the method as a list of stages, each of which DVC runs only if something it depends on changed.
+"""The retraining flow: the method as a list of stages; DVC runs each only if something that it depends on has changed.
 
     iterit run                       from the project's folder
     python -m flows.retrain          the same
 
-dvc.yaml describes the pipeline; this drives it, and shows it: a task run a stage, a table an iteration, a link to the
+dvc.yaml describes the pipeline; this drives it and shows it: a task run per stage, a table per iteration, a link to the
 MLflow run.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before Prefect is imported: it reads the settings that the command makes
-    from flows.cli import main
+from components.core.errors import UserError, exit_on_user_error
+from flows.foreground import prepare_run, run_flow
 
-    main(["run"])
+if __name__ == "__main__":  # before Prefect is imported
+    with exit_on_user_error():
+        prepare_run()
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +26,22 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from components.errors import UserError
+from components.core.params import load_settings
+from components.core.settings.pipeline import Settings
 from components.report import iteration_rows
-from components.scratch import SCRATCH
-from components.settings import Settings, load_settings
 from flows.recording import recording
 from flows.seal import seal
-from flows.stage import StageError, dvc_worker, run_stage
+from flows.task import StageError, dvc_worker, run_stage
 from flows.workspace import WorkspaceBusyError, check_workspace, workspace_lock
 
-METRICS, ITERATIONS, REGISTERED = Path("metrics"), Path("data/iterations"), SCRATCH / "registered.json"
+METRICS, ITERATIONS = Path("metrics"), Path("data/iterations")
 
 
 @flow(name="retrain")
 def retrain(commit: bool = True) -> State[Any]:
     """Retrain with params.yaml as it is; without `commit` the results' commit is left to the user.
 
-    The state's name tells what came of it: Retrained, Unchanged, Busy or Failed.
-
-    The result of a failed state is the UserError or StageError.
+    The state's name is Retrained, Unchanged, Busy or Failed; the result of a failed one is its UserError or StageError.
     """
     try:
         settings = load_settings()
@@ -67,9 +67,6 @@ def _retrain(settings: Settings) -> State[str]:
         if not status["changed"]:
             logger.info("nothing new: data, parameters and code are those of the last run; nothing to retrain")
             return Completed(name="Unchanged", data="unchanged")
-        if set(status["changed"]) - {"report", "register"}:  # these two need no torch
-            ask({"do": "preload"}, logger.info)
-
         with recording(settings, logger) as record:
             if record.run is not None:
                 ask({"do": "environment", "ITERIT_PIPELINE_RUN": record.run.run_id}, logger.info)
@@ -83,7 +80,7 @@ def _retrain(settings: Settings) -> State[str]:
 
             step("base_model")
             for source in settings.ingest.files:
-                step(f"watch@{source}")
+                step(f"manifest@{source}")
             step("ingest")
             step("dedupe")
             step("evaluate_base")
@@ -96,12 +93,17 @@ def _retrain(settings: Settings) -> State[str]:
             step("report")
             record.wait()  # two must not write the record at once
             step("register")
-            seal(settings.seal, REGISTERED, flow_run.id, logger)
+            seal(settings.seal, flow_run.id, logger)
     return Completed(name="Retrained", data="retrained")
 
 
 def _show_iteration(settings: Settings, iteration: str) -> None:
-    """The table of the iterations up to this one, as an artifact whose versions are the history of its key."""
+    """Show the iterations up to this one as a table; Prefect keeps its versions under one key."""
     until = {key: value for key, value in settings.iterations.items() if int(key) <= int(iteration)}
     rows = iteration_rows(settings.model_copy(update={"iterations": until}), METRICS, ITERATIONS)
     create_table_artifact(rows, key=f"iteration-{iteration}", description=f"Up to iteration {iteration}")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        sys.exit(run_flow(retrain))

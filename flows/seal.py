@@ -14,28 +14,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from components import tables
-from components.digests import file_digest
-from components.provenance import BUNDLE, write_bundle
-from components.scratch import SCRATCH
-from components.settings import SealSettings
+from components.core.paths import SCRATCH
+from components.core.settings.seal import SealSettings
+from components.promotion.registered import Registered, read_registered
+from components.provenance.digests import file_digest
+from components.provenance.statements import BUNDLE, write_bundle
 
 RESULTS = ("dvc.lock", "params.yaml", "metrics", "plots", BUNDLE)
 INDEX = SCRATCH / "seal.index"
 ROLES = ("AUTHOR", "COMMITTER")
 
 
-def seal(settings: SealSettings, registered: Path, flow_run: str | None, logger: Any) -> None:
+def seal(settings: SealSettings, flow_run: str | None, logger: Any) -> None:
     """Commit, tag and push as `settings` say; what cannot be done is one warning, and no failure of the run."""
     try:
         if settings.commit:
-            facts = tables.read_json(registered)
+            registered = read_registered()
+            assert registered, "the stage `register` has just written it"
             write_bundle()
-            title = f"Retrain: {facts['model']} version {facts['version']}"
+            title = f"Retrain: {registered.model} version {registered.version}"
             commit = commit_results(title, settings.author)
             logger.info("sealed: %s", f"commit {commit[:12]}" if commit else "nothing to commit")
             if settings.tag and commit:
-                tag = tag_version(facts, flow_run, settings.author)
+                tag = tag_version(registered, flow_run, settings.author)
                 logger.info("sealed: tag %s", tag)
         if settings.push and _remote():
             done = subprocess.run([sys.executable, "-m", "dvc", "push", "--quiet"], capture_output=True, text=True)
@@ -67,13 +68,13 @@ def commit_results(title: str, author: str) -> str | None:
     return commit
 
 
-def tag_version(facts: dict[str, Any], flow_run: str | None, author: str) -> str:
+def tag_version(registered: Registered, flow_run: str | None, author: str) -> str:
     """An annotated tag for the registered version; its message tells what git does not know."""
-    name = f"iterit/{re.sub(r'[^A-Za-z0-9_.-]', '-', facts['model'])}/v{facts['version']}"
+    name = f"iterit/{re.sub(r'[^A-Za-z0-9_.-]', '-', registered.model)}/v{registered.version}"
     message = {
-        "checkpoint": facts["checkpoint"],
+        "checkpoint": registered.checkpoint,
         "dvc_lock": file_digest(Path("dvc.lock")),
-        "mlflow_run": facts["run_id"],
+        "mlflow_run": registered.run_id,
         "prefect_flow_run": flow_run,
     }
     _git("tag", "--force", "--annotate", "--message", json.dumps(message, indent=2), name, env=_identity(author))

@@ -16,8 +16,8 @@ import time
 import urllib.error
 import urllib.request
 
-from components.errors import Unreachable
-from components.stage import collect_rarely, die_with_parent
+from components.core.errors import Unreachable
+from components.core.process import die_with_parent, relax_gc
 
 STARTUP_SECONDS = 180  # 7 to 20 on two cores; a first start on a busy machine has taken longer
 
@@ -76,7 +76,7 @@ def wait_until_healthy() -> None:
 
 def main() -> None:
     die_with_parent()
-    collect_rarely()
+    relax_gc()
     import uvicorn
 
     uvicorn.run(

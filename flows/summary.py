@@ -12,12 +12,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from components import tables
+from components.core.files import read_json
+from components.core.paths import SECONDS
+from components.core.settings.pipeline import Settings
+from components.promotion.registered import read_registered
 from components.report import iteration_rows
-from components.scratch import SCRATCH, SECONDS
-from components.settings import Settings
 
-METRICS, ITERATIONS, REGISTERED = Path("metrics"), Path("data/iterations"), SCRATCH / "registered.json"
+METRICS, ITERATIONS = Path("metrics"), Path("data/iterations")
 
 COLUMNS = {
     "iteration": ("iteration", "d"),
@@ -52,14 +53,13 @@ def print_summary(settings: Settings, *, new: bool) -> None:
     else:
         console.print("nothing new: this is the last run's result; nothing was registered")
     console.print(f"checkpoint   models/{last}")
-    if REGISTERED.is_file():
-        registered = tables.read_json(REGISTERED)
+    if registered := read_registered():
         console.print(
-            f"registered   {registered['model']} version {registered['version']}: "
-            f"models:/{registered['model']}@{registered['alias']}"
+            f"registered   {registered.model} version {registered.version}: "
+            f"models:/{registered.model}@{registered.alias}"
         )
-        if gate := registered.get("gate"):  # not there in what an earlier version wrote
-            console.print(f"gate         {'champion' if gate['promoted'] else 'not the champion'}: {gate['reason']}")
+        gate = registered.gate
+        console.print(f"gate         {'champion' if gate.promoted else 'not the champion'}: {gate.reason}")
     pages = {
         f"MLflow       {_command('mlflow')} server --workers 1": "http://127.0.0.1:5000",
         f"Prefect      {_command('prefect')} server start": "http://127.0.0.1:4200",
@@ -73,7 +73,7 @@ def _describe_time() -> str:
     """How long this process has been at it, and how much of that was the model's arithmetic in the stages that ran."""
     began = psutil.Process().create_time()
     stages = (file for file in SECONDS.glob("*.json") if file.stat().st_mtime > began)
-    arithmetic = sum(tables.read_json(file)["arithmetic"] for file in stages)
+    arithmetic = sum(read_json(file)["arithmetic"] for file in stages)
     whole = time.time() - began
     return f"{whole:.0f} s: {arithmetic:.0f} s of the model's arithmetic, {whole - arithmetic:.0f} s of everything else"
 

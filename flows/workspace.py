@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from components.errors import UserError
-from components.launch import CONFIGS, check_precision
-from components.scratch import SCRATCH
-from components.settings import PARAMS, Settings
+from components.core.errors import UserError
+from components.core.paths import PARAMS, SCRATCH
+from components.core.settings.pipeline import Settings
+from components.training.deepspeed import CONFIGS, check_precision
 
 LOCK = SCRATCH / "lock"
 

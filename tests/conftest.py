@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from components.stage import quiet_environment
+from components.core.process import quiet_environment
 
 quiet_environment()
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from tests.finished_pipeline import make_finished_pipeline  # noqa: E402
-from tests.small_model import make_small_model  # noqa: E402  the environment must be quiet before transformers loads
+from tests.support.finished_pipeline import make_finished_pipeline  # noqa: E402
+from tests.support.small_model import make_small_model  # noqa: E402  the environment must be quiet before transformers loads
 
 SLOWEST = ("test_pipeline.py", "test_finetune.py")  # more than half of the time
 

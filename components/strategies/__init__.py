@@ -5,18 +5,8 @@ A new one is a function `(candidates, budget, settings) -> Selection` in a file 
 
 from __future__ import annotations
 
-from components.strategies import (
-    deita,
-    facility_location,
-    full,
-    ifd,
-    iterit,
-    k_center,
-    longest,
-    perplexity,
-    random,
-)
-from components.strategies.common import Strategy
+from components.strategies import deita, facility_location, full, ifd, iterit, k_center, longest, perplexity, random
+from components.strategies.interface import Strategy
 
 STRATEGIES: dict[str, Strategy] = {
     "iterit": iterit.select,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from components.settings import SelectSettings
-from components.strategies.common import Budget, Candidates, Selection, falling, similarity_to
+from components.core.settings.select import SelectSettings
+from components.strategies.interface import Budget, Candidates, Selection, falling, similarity_to
 from components.strategies.iterit import NGRAMS
 from components.strategies.tfidf import tfidf
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from components.settings import SelectSettings
-from components.strategies.common import Budget, Candidates, Selection, in_order
+from components.core.settings.select import SelectSettings
+from components.strategies.interface import Budget, Candidates, Selection, in_order
 
 
 def select(candidates: Candidates, budget: Budget, settings: SelectSettings) -> Selection:  # noqa: ARG001

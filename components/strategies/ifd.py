@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from components.settings import SelectSettings
-from components.strategies.common import Budget, Candidates, Selection, falling, in_order
+from components.core.settings.select import SelectSettings
+from components.strategies.interface import Budget, Candidates, Selection, falling, in_order
 
 
 def select(candidates: Candidates, budget: Budget, settings: SelectSettings) -> Selection:  # noqa: ARG001

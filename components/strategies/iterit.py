@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from components.settings import SelectSettings
-from components.strategies.common import Budget, Candidates, Flags, Floats, Integers, Selection, allows, take
+from components.core.settings.select import SelectSettings
+from components.strategies.interface import Budget, Candidates, Flags, Floats, Integers, Selection, allows, take
 from components.strategies.tfidf import tfidf
 
 NGRAMS = (1, 3)

@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 
-from components.settings import SelectSettings
-from components.strategies.common import Budget, Candidates, Selection, falling, in_order
+from components.core.settings.select import SelectSettings
+from components.strategies.interface import Budget, Candidates, Selection, falling, in_order
 
 
 def select(candidates: Candidates, budget: Budget, settings: SelectSettings) -> Selection:

@@ -1,0 +1,1 @@
+"""Which data trained which checkpoint: find, describe, trace, verify, replay and compare."""

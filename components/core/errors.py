@@ -1,0 +1,47 @@
+"""Errors that the user can mend, and how a command ends with one of them: one line, no traceback.
+
+Exit codes: 2 for a mistake that the user can mend, 75 where running again can help.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+BAD_INPUT, TRY_LATER = 2, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h
+
+
+class UserError(Exception):
+    """What is wrong, where (file, key or record), and what would be right, in one line a mistake."""
+
+    exit_code = BAD_INPUT
+
+
+class Unreachable(UserError):  # noqa: N818  it is what it says
+    """Something outside this machine did not answer (a hub, an index): trying again later may help."""
+
+    exit_code = TRY_LATER
+
+
+class InputsChangedError(UserError):
+    """What a stage reads was changed while it ran: run again."""
+
+    exit_code = TRY_LATER
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turn a UserError of the block into one `error:` line a mistake on stderr, and its exit code."""
+    try:
+        yield
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the operating system's own words for an OSError."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(text).splitlines()[0]

@@ -1,0 +1,71 @@
+"""params.yaml as a whole: all blocks, the chain of iterations, and what one block asks of another."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from components.core.settings.base_model import ModelSource
+from components.core.settings.block import Block
+from components.core.settings.dedupe import DedupeSettings
+from components.core.settings.evaluate import EvaluateSettings
+from components.core.settings.finetune import FinetuneSettings
+from components.core.settings.gate import GateSettings
+from components.core.settings.ingest import IngestSettings
+from components.core.settings.register import RegisterSettings
+from components.core.settings.score import ScoreSettings
+from components.core.settings.seal import SealSettings
+from components.core.settings.select import SelectSettings
+
+
+class Iteration(Block):
+    parent: str
+    """`base` for the first iteration, then the key of the one before."""
+
+
+class Settings(Block):
+    experiment: str = Field(default="iterit", min_length=1)
+    """Name of the MLflow experiment."""
+    base_model: ModelSource = Field(discriminator="kind")
+    proxy_model: Annotated[ModelSource, Field(discriminator="kind")] | None = None
+    """A smaller model that scores for the strategy superfiltering; written like base_model."""
+    ingest: IngestSettings
+    dedupe: DedupeSettings
+    score: ScoreSettings
+    select: SelectSettings
+    finetune: FinetuneSettings
+    evaluate: EvaluateSettings
+    register_: RegisterSettings = Field(alias="register")
+    gate: GateSettings
+    seal: SealSettings = Field(default_factory=SealSettings)
+    iterations: dict[str, Iteration]
+
+    @model_validator(mode="after")
+    def proxy_is_there(self) -> Settings:
+        if self.select.scored_by == "proxy" and self.proxy_model is None:
+            raise ValueError(f"select.strategy {self.select.strategy} needs a proxy_model")
+        return self
+
+    @field_validator("iterations", mode="before")
+    @classmethod
+    def keys_are_quoted(cls, value: Any) -> Any:
+        """DVC makes no stage at all of an integer key, and says nothing."""
+        for key in value if isinstance(value, dict) else ():
+            if not isinstance(key, str):
+                raise ValueError(f"key {key} must be quoted: '{key}'")
+        return value
+
+    @field_validator("iterations", mode="after")
+    @classmethod
+    def chain_is_whole(cls, value: dict[str, Iteration]) -> dict[str, Iteration]:
+        expected = "base"
+        for number, (key, iteration) in enumerate(value.items(), 1):
+            if key != str(number):
+                raise ValueError(f"iteration {key!r} stands where '{number}' is expected; keys count up from '1'")
+            if iteration.parent != expected:
+                raise ValueError(f"{key}.parent is {iteration.parent!r}; the chain needs {expected!r} there")
+            expected = key
+        if not value:
+            raise ValueError("no iteration; the first is '1': {parent: base}")
+        return value

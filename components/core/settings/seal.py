@@ -1,0 +1,18 @@
+"""`seal`: what the flow does at the end of a successful run."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from components.core.settings.block import Block
+
+
+class SealSettings(Block):
+    commit: bool = True
+    """Commit dvc.lock, params.yaml, metrics, plots and the statements after a successful run of the flow."""
+    author: str = Field(default="iterit <iterit@localhost>", pattern=r"^[^<>]+ <[^<> ]+>$")
+    """Of the commit and the tag."""
+    tag: bool = True
+    """Tag the commit with the registered version."""
+    push: bool = True
+    """`dvc push` where a default remote is configured."""

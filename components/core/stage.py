@@ -1,0 +1,64 @@
+"""The frame of a stage's command: quiet libraries, death with its parent, one-line errors, and how long it took.
+
+with stage("score", "2") as running, statement_of(running.name):
+    ...
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from components.core.errors import exit_on_user_error
+from components.core.files import write_json
+from components.core.paths import seconds_file
+from components.core.process import die_with_parent, quiet_environment, relax_gc
+
+
+class Stopwatch:
+    """Adds up the seconds of the blocks that it is entered for."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.monotonic() - self._started
+
+
+@dataclass(frozen=True, slots=True)
+class RunningStage:
+    """The stage that this process runs."""
+
+    name: str
+    """DVC's name: `dedupe`, `score@2`."""
+    arithmetic: Stopwatch = field(default_factory=Stopwatch)
+    """To be entered for forward and backward passes and optimizer steps."""
+
+
+def stage_name(name: str, key: str | None = None) -> str:
+    """DVC's name of a stage: `dedupe`, `score@2`."""
+    return f"{name}@{key}" if key else name
+
+
+@contextmanager
+def stage(name: str, key: str | None = None, *, hub: bool = False) -> Iterator[RunningStage]:
+    """Run the block as a stage. `hub`: it may ask the Hugging Face hub; no other stage ever does."""
+    die_with_parent()
+    relax_gc()
+    quiet_environment()
+    if not hub:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    running, started = RunningStage(stage_name(name, key)), time.monotonic()
+    timing = seconds_file(running.name)
+    timing.unlink(missing_ok=True)
+    with exit_on_user_error():
+        yield running
+    seconds = {"seconds": time.monotonic() - started, "arithmetic": running.arithmetic.seconds}
+    write_json(timing, {name: round(value, 3) for name, value in seconds.items()})

@@ -1,0 +1,1 @@
+"""How good a model is: its losses on the holdout, and sample responses."""

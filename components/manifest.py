@@ -1,0 +1,38 @@
+"""Stage `manifest@SOURCE`: lists the files of a local source with their digests, so that DVC notices every change.
+
+DVC cannot take a list of paths from params.yaml, but it can make a stage for each source: this stage depends on the
+source's path, and `ingest` on the manifest that it writes.
+
+    python -m components.manifest --source incoming --manifest data/sources/incoming.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from components.core.errors import UserError
+from components.core.params import load_settings
+from components.core.paths import PARAMS
+from components.core.stage import stage
+from components.data_sources.file_manifest import FORMATS, list_files, write_manifest
+from components.provenance.statements import statement_of
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m components.manifest", description="List the files of a source.")
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--manifest", type=Path, required=True)
+    options = parser.parse_args()
+    with stage("manifest", options.source) as running, statement_of(running.name):
+        sources = load_settings().ingest.files
+        if options.source not in sources:
+            raise UserError(f"{PARAMS}: ingest.files: no source {options.source!r}; there are {', '.join(sources)}")
+        manifest = list_files(options.source, sources[options.source])
+        for path in manifest.ignored:
+            print(f"{path}: ignored; only {', '.join(FORMATS)} (also with .gz or .zst) are read")
+        write_manifest(options.manifest, manifest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Opens a model folder: safetensors only, no remote code, on the GPU where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from components.core.errors import UserError, first_line
+from components.core.process import keep_freed_memory
+
+USUAL_ROWS = 2048  # positions that a layer is given at a time; the layout is made for them, others work as well
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder; needs no torch. Raises UserError when it has no offsets."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no tokenizer that can be loaded: {first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{folder}: the tokenizer has no tokenizer.json; without one it is not known where tokens begin"
+        )
+    return tokenizer
+
+
+def load_model(folder: Path, dtype: str) -> tuple[Any, Any]:
+    """Model (safetensors only, no remote code, on the GPU where there is one) and tokenizer of a model folder."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    keep_freed_memory()
+    tokenizer = load_tokenizer(folder)
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=getattr(torch, dtype),
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no model that can be loaded: {first_line(error)}") from error
+    # one GPU a process
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval(), tokenizer
+
+
+def copy_mapped_weights(model: Any) -> None:
+    """Take the weights of a model that is to be trained out of the file that they are mapped from.
+
+    The first step would do so, page by page: 0.9 s for 135 million parameters on 2 cores, against 0.2 s here.
+    """
+    if model.device.type == "cpu":
+        for weight in model.parameters():
+            weight.data = weight.data.clone()
+
+
+def prepack_linear_layers(model: Any) -> None:
+    """Make a model that is only read from now on faster on a CPU: its linear layers in oneDNN's own layout.
+
+    In place, and for good: such a model cannot be trained or saved. Same numbers but for rounding. With 135 million
+    parameters on 2 cores of an AMD EPYC the output layer takes half the time, the others a tenth less.
+    """
+    import torch
+
+    if model.device.type != "cpu" or not torch._C._has_mkldnn:
+        return
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear:
+                setattr(parent, name, _prepacked(child))
+
+
+def _prepacked(linear: Any) -> Any:
+    import torch
+
+    class Prepacked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), USUAL_ROWS)
+            self.bias = linear.bias
+
+        def forward(self, states: Any) -> Any:
+            return torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
+
+    return Prepacked()

@@ -1,0 +1,39 @@
+"""How fast the arithmetic is, beside what the machine can do: useful operations over the measured rate of its GEMM.
+
+Useful are 2 operations per weight and token of the model's body in a forward pass, and of the output layer at scored
+positions only; a backward pass costs twice the forward pass. Attention's own products are not counted.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
+
+
+GEMM_SECONDS = 0.5
+
+
+def measure_gemm(device: str, dtype: str) -> float:
+    """Operations per second of square matrix products, the best of half a second: what this process could do."""
+    import torch
+
+    size = GEMM_SIZE[device]
+    one, other = (torch.ones(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    best, until = float("inf"), time.perf_counter() + GEMM_SECONDS
+    with torch.inference_mode():
+        while time.perf_counter() < until:
+            begun = time.perf_counter()
+            torch.mm(one, other)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+def forward_operations(model: Any, tokens: int, scored: int) -> int:
+    """Useful operations of a forward pass over `tokens`, with the output layer at `scored` of them."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    body = sum(weight.numel() for weight in model.parameters() if weight is not embedding and weight is not head)
+    return int(2 * (body * tokens + head.numel() * scored))

@@ -1,0 +1,99 @@
+"""Digests of files and folders: the same bytes under the same names have the same digest, wherever they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from components.core.files import write_json
+from components.core.paths import SCRATCH
+
+CACHE = SCRATCH / "digests.json"
+LARGE = 2**24  # bytes; a smaller file is read faster than it is looked up
+MAX_ENTRIES = 1000  # of the cache: the newest
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of the file's bytes, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Name relative to `folder` -> file, in the order of the names, without Python's byte code."""
+    files = (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    by_name = {file.relative_to(folder).as_posix(): file for file in files}
+    return dict(sorted(by_name.items()))
+
+
+def folder_digest(folder: Path, digest: Callable[[Path], str] = file_digest) -> str:
+    """The name of a checkpoint: SHA-256 over the files' names and their digests, in hex."""
+    return _combine({name: digest(file) for name, file in files_of(folder).items()})
+
+
+def dir_hash(file_digests: Mapping[str, str]) -> str:
+    """in-toto's `dirHash` of a folder, in hex: SHA-256 over sha256sum's lines, in the order of the names.
+
+    The same as `find . -type f | cut -c3- | LC_ALL=C sort | xargs -r sha256sum | sha256sum` in the folder, and Hash1
+    of golang.org/x/mod/sumdb/dirhash.
+    """
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(file_digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def digest_set(path: Path, digest: Callable[[Path], str] = file_digest) -> dict[str, str]:
+    """in-toto's DigestSet: `sha256` of a file; of a folder `dirHash`, which anybody can check, and our own digest."""
+    if not path.is_dir():
+        return {"sha256": digest(path)}
+    file_digests = {name: digest(file) for name, file in files_of(path).items()}
+    return {"dirHash": dir_hash(file_digests), "iteritFolder": _combine(file_digests)}
+
+
+def digest_of(path: Path) -> str:
+    """The file's or folder's digest, from every byte."""
+    return folder_digest(path) if path.is_dir() else file_digest(path)
+
+
+def cached_digest(path: Path) -> str:
+    """The file's or folder's digest; large files that are as this function last saw them are not read again.
+
+    For stages, each of which would read the checkpoint twice: it trusts device, inode, size and time of modification of
+    a local file system, as DVC does. An audit trusts none of them.
+    """
+    return folder_digest(path, cached_file_digest) if path.is_dir() else cached_file_digest(path)
+
+
+def cached_file_digest(file: Path) -> str:
+    """file_digest, as cached_digest says."""
+    status = file.stat()
+    if status.st_size < LARGE:
+        return file_digest(file)
+    seen = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+    cache = _read_cache()
+    key = f"{status.st_dev}:{status.st_ino}"  # not the name: a folder is renamed when it is complete
+    entry = cache.pop(key, None)
+    if not isinstance(entry, dict) or entry.get("seen") != seen:
+        entry = {"seen": seen, "sha256": file_digest(file)}
+        # several processes may read one model: each writes a file of its own, and the last one to rename it wins
+        temporary = CACHE.with_name(f"{CACHE.name}.{os.getpid()}")
+        write_json(temporary, {**dict(list(cache.items())[-MAX_ENTRIES:]), key: entry})
+        temporary.replace(CACHE)
+    digest: str = entry["sha256"]
+    return digest
+
+
+def _combine(file_digests: Mapping[str, str]) -> str:
+    lines = (f"{name}\0{digest}\n" for name, digest in file_digests.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _read_cache() -> dict[str, Any]:
+    try:
+        cache = json.loads(CACHE.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return cache if isinstance(cache, dict) else {}

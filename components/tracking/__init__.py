@@ -1,0 +1,1 @@
+"""MLflow, which is imported in this room and nowhere else: runs, stages, artifacts, the model registry."""

@@ -1,0 +1,200 @@
+"""The training of one iteration: one pass over the subset, continuing from the parent's trainer state.
+
+The loop is transformers.Trainer's; the optimizer and its distribution are DeepSpeed's (conf/deepspeed).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import deterministic
+from transformers import PrinterCallback, TrainingArguments
+
+from components.core.errors import UserError, first_line
+from components.core.progress import progress
+from components.core.settings.finetune import FinetuneSettings
+from components.data.records import Record
+from components.model.chat import encode_conditional
+from components.model.load import copy_mapped_weights
+from components.model.packing import packed_attention
+from components.training.batches import (
+    Example,
+    balance_micro_batches,
+    collate,
+    collate_packed,
+    effective_batches,
+    supports_packing,
+)
+from components.training.deepspeed import CONFIGS, zero_stage
+from components.training.resume import explain_full_disk, last_checkpoint, steps_of
+from components.training.state import Progress, corrupt, read_progress, require_trainer_state
+from components.training.step_logger import StepLogger
+from components.training.trainer import IterationTrainer, Schedule, StepLoss
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a training starts: behind the parent iteration, or behind a checkpoint of this one."""
+
+    before: Progress
+    done: int
+    """Optimizer steps of this iteration that are done."""
+    resume_from: Path | None
+    """A folder that Trainer resumes from; None for the very first step."""
+
+
+def encode_subset(
+    records: Sequence[Record], tokenizer: Any, settings: FinetuneSettings, *, system: str, iteration: int
+) -> list[Example]:
+    """The subset in training order; raises UserError for a record that has no response token within max_length."""
+    texts = encode_conditional(records, tokenizer, system=system, max_length=settings.max_length)
+    for record, text in zip(records, texts, strict=True):
+        if not 0 < text.start < len(text.ids):
+            raise UserError(
+                f"record {record.id} (source {record.source}): no response token within finetune.max_length "
+                f"{settings.max_length}; raise it, or lower score.max_length to the same value"
+            )
+    return effective_batches(
+        [record.id for record in records],
+        texts,
+        batch_size=settings.batch_size,
+        loss=settings.loss,
+        seed=settings.seed,
+        iteration=iteration,
+    )
+
+
+def find_start(parent_state: Path, scratch: Path, settings: FinetuneSettings) -> Start:
+    """Raises UserError for a parent's state that is not there, is damaged, or was written with other settings."""
+    before, saved = read_progress(parent_state), last_checkpoint(scratch)
+    if before.step:
+        check_resumable(before, settings, parent_state)
+    if saved:
+        return Start(before, steps_of(saved), saved)
+    return Start(before, 0, require_trainer_state(parent_state) if before.step else None)
+
+
+def train_iteration(
+    examples: Sequence[Example],
+    model: Any,
+    settings: FinetuneSettings,
+    *,
+    parent_state: Path,
+    scratch: Path,
+    what: str,
+) -> None:
+    """Train one pass in this process, one of `settings.processes`; `what` names the work in the progress line.
+
+    Leaves Trainer's checkpoint and the log of its steps in `scratch`; a training that was interrupted there goes on.
+    Raises UserError for a state that cannot be resumed, for a loss that is not finite, and when the disk is full.
+    """
+    start = find_start(parent_state, scratch, settings)
+    steps = len(examples) // settings.batch_size
+    plain_optimizer = zero_stage(settings.deepspeed) == 0  # torch's own, not wrapped by DeepSpeed's
+    if plain_optimizer and settings.lora is None:
+        copy_mapped_weights(model)
+    # torch.load never reads the checksums, which take half the time of writing a checkpoint
+    torch.serialization.set_crc32_options(False)
+    is_first = int(os.environ["RANK"]) == 0
+    packed = supports_packing(model)
+    if is_first and not packed:
+        print(f"{what}: padded batches, because texts in one row would see each other in this model", flush=True)
+    if packed:
+        examples = balance_micro_batches(examples, settings.batch_size, _micro_batch(settings))
+    left = examples[start.done * settings.batch_size :]
+    step_loss = StepLoss()
+    with progress(total=steps, unit="steps", what=what) if is_first else nullcontext() as advance:
+        if advance and start.done:
+            advance(start.done)
+        logger = StepLogger(
+            left,
+            settings.batch_size,
+            step_loss,
+            steps_before=start.before.step,
+            scratch=scratch if is_first else None,
+            advance=advance,
+            clip_norm=settings.clip_norm if plain_optimizer else None,
+        )
+        trainer = IterationTrainer(
+            Schedule((start.before.steps_per_iteration or steps) * settings.planned_iterations, settings.warmup_ratio),
+            step_loss,
+            model=model,
+            args=_arguments(settings, scratch, last_step=start.before.step + steps, clip=not plain_optimizer),
+            train_dataset=left,
+            data_collator=collate_packed if packed else collate,
+            callbacks=[logger],
+        )
+        trainer.remove_callback(PrinterCallback)
+        if left:
+            with explain_full_disk(scratch), packed_attention(model) if packed else nullcontext():
+                _train(trainer, start.resume_from, parent_state)
+    assert start.done + logger.steps == steps, f"{start.done} + {logger.steps} steps were made, {steps} were due"
+
+
+def _micro_batch(settings: FinetuneSettings) -> int:
+    """Records per forward pass of one process."""
+    return min(settings.micro_batch_size, settings.batch_size // settings.processes)
+
+
+def _arguments(settings: FinetuneSettings, scratch: Path, *, last_step: int, clip: bool) -> TrainingArguments:
+    """What Trainer is told; `clip`: DeepSpeed's optimizer clips gradients, a plain one is clipped by StepLogger."""
+    micro_batch = _micro_batch(settings)
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        deepspeed=str(CONFIGS / f"{settings.deepspeed}.json"),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=settings.batch_size // (micro_batch * settings.processes),
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        max_steps=last_step,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip_norm if clip else 0.0,
+        bf16=settings.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="sequential",  # the examples are in training order already
+        ignore_data_skip=True,  # and hold only what is left of this iteration
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        full_determinism=settings.deterministic,
+        seed=settings.seed,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    # full determinism would also fill every new tensor, which helps to find faults and costs time
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return arguments
+
+
+def check_resumable(before: Progress, settings: FinetuneSettings, state: Path) -> None:
+    """Raises UserError for settings with which DeepSpeed cannot load the parent's trainer state."""
+    for key, written, wanted in (
+        ("processes", before.processes, settings.processes),
+        ("deepspeed", before.deepspeed, settings.deepspeed),
+    ):
+        if written != wanted:
+            raise UserError(
+                f"params.yaml: finetune.{key}: {wanted}, but {state} was written with {written}; "
+                f"set it back, or train from the first iteration again: dvc repro -f finetune@1"
+            )
+
+
+def _train(trainer: Any, start: Path | None, state: Path) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    except RuntimeError as error:
+        if "PytorchStreamReader" in str(error):
+            raise corrupt(state, first_line(error)) from error
+        raise
+    except (FileNotFoundError, EOFError, pickle.UnpicklingError) as error:
+        raise corrupt(state, first_line(error)) from error

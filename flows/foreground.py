@@ -1,0 +1,64 @@
+"""One run of the flow in this process: checks and a Prefect server before it, the summary or its error after it.
+
+Prefect reads its settings when it is imported, so `prepare_run` comes before that; nothing here imports it at the top.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from components.core.errors import BAD_INPUT, TRY_LATER, Unreachable, UserError
+from components.core.params import load_settings
+from components.core.process import quiet_environment
+from components.tracking.client import load_library
+from flows.parameters import set_parameters
+from flows.server import start_prefect_server, wait_until_healthy
+from flows.workspace import WorkspaceBusyError, check_workspace, workspace_lock
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+
+FAILED, INTERRUPTED = 1, 130  # exit codes; 130 as a shell counts: 128 + SIGINT
+
+
+def prepare_run(assignments: Sequence[str] = ()) -> None:
+    """Make the assignments in params.yaml, check everything, and start a Prefect server where none is configured.
+
+    Raises UserError for a mistake, Unreachable when another run is at work in this folder.
+    """
+    set_parameters(assignments, check_workspace)
+    try:
+        with workspace_lock():
+            pass  # the flow takes it again; a busy folder is known without Prefect
+    except WorkspaceBusyError as busy:
+        raise Unreachable(f"{busy}; try again when it has ended") from None
+    quiet_environment()
+    start_prefect_server()
+
+
+def run_flow(flow: Callable[..., State[Any]], *, commit: bool = True) -> int:
+    """Run the flow, print what it leads to, and return the exit code. Raises its UserError."""
+    from flows.summary import print_summary
+    from flows.task import StageError
+
+    load_library()  # MLflow is imported while the server starts
+    wait_until_healthy()
+    try:
+        state = flow(commit=commit, return_state=True)
+    except KeyboardInterrupt:
+        print("stopped; `iterit run` goes on with the stage that was interrupted", file=sys.stderr)
+        return INTERRUPTED
+    if state.is_completed():
+        if state.name == "Busy":
+            raise Unreachable(f"{state.message}; try again when it has ended")
+        print_summary(load_settings(), new=state.name == "Retrained")
+        return 0
+    failure = state.result(raise_on_failure=False)
+    if isinstance(failure, UserError):
+        raise failure
+    if isinstance(failure, StageError):
+        print("\n".join(failure.lines), file=sys.stderr)
+        return failure.exit_code if failure.exit_code in (BAD_INPUT, TRY_LATER) else FAILED
+    return FAILED

@@ -1,0 +1,295 @@
+"""The whole pipeline with a small model and every real part: Prefect, DVC, DeepSpeed, MLflow.
+
+A run of it takes most of a minute, so each one is looked at from several sides.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from components.core.paths import seconds_file
+from components.provenance.digests import folder_digest
+from tests.support.project import (
+    at_work_in,
+    call,
+    edit_params,
+    hashes,
+    iterit,
+    make_project,
+    ran,
+    start,
+    task_states,
+    wait_for,
+)
+
+LOOP = ("score", "select", "finetune", "evaluate")
+FIRST = {"base_model", "manifest@incoming", "ingest", "dedupe", "evaluate_base"}
+LAST = {"report", "register"}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> tuple[Path, str]:
+    """A project after its first `iterit run`, and what that printed; copied by the tests that change it."""
+    folder = make_project(tmp_path_factory.mktemp("project"), small_model)
+    return folder, iterit(folder, "run")
+
+
+@pytest.fixture
+def project(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of the finished project, to change."""
+    folder = tmp_path / "project"
+    shutil.copytree(finished[0], folder, symlinks=True)
+    return folder
+
+
+def query(folder: Path, database: str, sql: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(folder / database) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def test_one_flow_run_shows_the_loop(finished: tuple[Path, str]) -> None:
+    loop = {f"{name}@{number}" for name in LOOP for number in (1, 2)}
+    assert task_states(finished[0]) == dict.fromkeys(FIRST | loop | LAST, "Ran")
+    artifacts = {row[0] for row in query(finished[0], ".prefect/prefect.db", "select key from artifact")}
+    assert artifacts >= {"iteration-1", "iteration-2", "mlflow-run"}
+
+
+def test_mlflow_has_every_step_and_how_fast_it_was(finished: tuple[Path, str]) -> None:
+    steps = """
+        select distinct m.step from metrics m join runs r using (run_uuid)
+        where m.key = '%s' and r.name not like '%%@%%'
+    """
+    files = [finished[0] / f"data/iterations/{iteration}/steps.csv" for iteration in (1, 2)]
+    made = sum(len(file.read_text().splitlines()) - 1 for file in files)
+    for key in ("step/loss", "step/learning_rate", "step/gradient_norm", "step/tokens_per_second"):
+        assert sorted(query(finished[0], "mlflow.db", steps % key)) == [(step,) for step in range(1, made + 1)], key
+    measured = {key for (key,) in query(finished[0], "mlflow.db", "select distinct key from metrics")}
+    assert measured >= {f"throughput/{name}" for name in ("tokens_per_second", "share_of_gemm", "peak_memory_bytes")}
+
+
+def test_a_run_ends_with_a_table_and_where_things_are(finished: tuple[Path, str]) -> None:
+    table = finished[1].partition("Retrained")[2]
+    for expected in ("base", "perplexity", "models/2", "iterit version 1", "mlflow server", "prefect server start"):
+        assert expected in table
+    assert not [line for line in table.splitlines() if "…" in line]  # cut off
+    whole, arithmetic, rest = map(
+        int, re.search(r"time +(\d+) s: (\d+) s of .*, (\d+) s of everything", table).groups()
+    )
+    assert 0 <= arithmetic < whole
+    for name in ("evaluate_base", "score@1", "finetune@1", "evaluate@1"):
+        took = json.loads((finished[0] / seconds_file(name)).read_text())
+        assert 0 < took["arithmetic"] < took["seconds"]
+    assert abs(whole - arithmetic - rest) <= 1  # each is rounded
+
+
+def test_a_first_run_prints_nothing_that_a_user_can_do_nothing_about(finished: tuple[Path, str]) -> None:
+    for noise in ("Traceback", "WARNING", "Warning", "warning", "ERROR", "locked"):
+        assert noise not in finished[1]
+
+
+def test_a_run_ends_sealed_and_the_audit_holds(finished: tuple[Path, str]) -> None:
+    folder = finished[0]
+    assert call(folder, "git", "log", "-1", "--format=%an %s").strip() == "iterit Retrain: iterit version 1"
+    assert call(folder, "git", "status", "--porcelain") == ""
+    message = json.loads(call(folder, "git", "tag", "--list", "--format=%(contents)", "iterit/iterit/v1"))
+    assert message.keys() == {"checkpoint", "dvc_lock", "mlflow_run", "prefect_flow_run"}
+    assert message["checkpoint"] == folder_digest(folder / "models/2")
+    assert iterit(folder, "audit", "verify").splitlines()[-1].endswith(message["checkpoint"])
+    for reference in (message["mlflow_run"], "models:/iterit/1", "models:/iterit@latest_iterit"):
+        found = json.loads(iterit(folder, "audit", "checkpoint", reference, "--format", "json"))
+        assert found["checkpoint"] == message["checkpoint"]
+        assert [step["iteration"] for step in found["iterations"]] == ["1", "2"]
+        assert found["iterations"][0]["code"]["clean"]
+        assert found["sealed"] == [{"tag": "iterit/iterit/v1", **message, "registered": True}]
+    earlier = json.loads(iterit(folder, "audit", "checkpoint", "models/1", "--format", "json"))
+    assert earlier["sealed"] == [{"tag": "iterit/iterit/v1", **message, "registered": False}]
+    # the trainer state after iteration 1 was pruned: it is made again, too
+    again = iterit(folder, "audit", "verify", "--replay", "2").splitlines()
+    for made in ("models/1", "state/1", "data/iterations/2/scores.parquet", "models/2", "state/2"):
+        assert any(line.startswith(f"ok        {made} made again") for line in again), made
+    assert "there are iterations 1, 2" in iterit(folder, "audit", "verify", "--replay", "3", expect=2)
+
+
+def test_a_run_that_finds_nothing_new_registers_nothing(project: Path) -> None:
+    before = (project / "dvc.lock").read_bytes()
+    assert "nothing new" in iterit(project, "run")
+    assert (project / "dvc.lock").read_bytes() == before
+    assert query(project, "mlflow.db", "select count(*) from model_versions") == [(1,)]
+    assert query(project, ".prefect/prefect.db", "select state_name from flow_run order by created") == [
+        ("Retrained",),
+        ("Unchanged",),
+    ]
+    assert ran(call(project, "dvc", "repro")) == set()
+    assert (project / "dvc.lock").read_bytes() == before
+
+
+def test_dvc_alone_gives_the_same_files_and_records(
+    finished: tuple[Path, str], tmp_path: Path, small_model: Path
+) -> None:
+    folder = make_project(tmp_path, small_model)
+    call(folder, "dvc", "repro")
+    assert hashes(folder) == hashes(finished[0])
+    assert mlflow_records(folder) == mlflow_records(finished[0])
+
+
+def mlflow_records(folder: Path) -> dict[str, tuple[set[str], set[str]]]:
+    """Run name (`parent` for the parent run) -> names of its metrics and of its parameters."""
+    records = {}
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        runs = database.execute(
+            "select r.run_uuid, r.name, t.value from runs r left join tags t "
+            "on t.run_uuid = r.run_uuid and t.key = 'mlflow.parentRunId' where r.lifecycle_stage = 'active'"
+        )
+        for run, name, parent in runs.fetchall():
+            metrics = {row[0] for row in database.execute("select key from metrics where run_uuid = ?", [run])}
+            params = {row[0] for row in database.execute("select key from params where run_uuid = ?", [run])}
+            records[name if parent else "parent"] = (metrics, params)
+    return records
+
+
+def test_an_experiment_with_another_decay_selects_again_but_neither_scores_the_pool_nor_ingests(project: Path) -> None:
+    before = folder_digest(project / "models/2")
+    call(project, "git", "add", "--all")
+    assert call(project, "git", "status", "--porcelain") == "", "the run's end has committed everything"
+    reran = ran(call(project, "dvc", "exp", "run", "--set-param", "select.diversity_decay=0.0"))
+    assert "select@1" in reran
+    assert reran.isdisjoint(FIRST | {"score@1"})
+    # and DVC's ways to look at it show something
+    assert "diversity_decay" in call(project, "dvc", "params", "diff")
+    assert "perplexity" in call(project, "dvc", "metrics", "show")
+    assert "metrics/" in call(project, "dvc", "metrics", "diff", "--all")
+    call(project, "dvc", "plots", "show")
+    page = (project / "dvc_plots" / "index.html").read_text()
+    for shown in ("loss", "complexity", "perplexity"):
+        assert shown in page
+    # set back, it is what it was, and from the run cache
+    edit_params(project, {"select": {"diversity_decay": 0.1}})
+    assert ran(call(project, "dvc", "repro")) <= LAST
+    assert folder_digest(project / "models/2") == before
+
+
+def test_one_more_line_runs_one_more_iteration_and_nothing_before_it(project: Path) -> None:
+    edit_params(project, {"iterations": {"3": {"parent": "2"}}})
+    before = hashes(project)
+    assert ran(call(project, "dvc", "repro")) == {f"{name}@3" for name in LOOP} | LAST
+    changed = {path for path, md5 in hashes(project).items() if before.get(path, md5) != md5}
+    result = {"metrics/register.json", "provenance/report.json", "provenance/register.json"}
+    assert {path for path in changed if not path.startswith("plots/")} == result
+
+
+def test_a_dropped_file_reruns_from_ingest_on_and_a_second_run_meanwhile_ends(project: Path) -> None:
+    records = [{"instruction": f"Count to {number}.", "output": " ".join(map(str, range(number)))} for number in (5, 9)]
+    (project / "data/incoming/numbers.json").write_text(json.dumps(records))
+    sealed = call(project, "git", "rev-parse", "HEAD")
+    first = start(project, ["python", "-m", "flows.cli", "run", "--no-commit"])
+    try:
+        wait_for(lambda: any("components.ingest" in line for line in at_work_in(project)), first)
+        second = iterit(project, "run", expect=75)
+        assert second.startswith(f"error: another run is at work in this folder (process {first.pid})")
+    finally:
+        output = first.communicate(timeout=300)[0]
+    assert first.returncode == 0, output
+    states = task_states(project)
+    assert states["base_model"] == "Cached"
+    assert {states[name] for name in ("manifest@incoming", "ingest", "dedupe", "score@1")} == {"Ran"}
+    assert "Count to 9." in str(pool_prompts(project))
+    assert call(project, "git", "rev-parse", "HEAD") == sealed
+
+
+def pool_prompts(folder: Path) -> list[str]:
+    from components.data.records import read_records
+
+    return [record.prompt for name in ("pool", "holdout") for record in read_records(folder / f"data/{name}.parquet")]
+
+
+def test_a_failed_stage_says_why_and_the_run_ends_with_its_exit_code(project: Path) -> None:
+    (project / "data/incoming/odd.json").write_text(json.dumps([{"colour": "red"}] * 3))
+    output = iterit(project, "run", expect=2)
+    assert output.splitlines()[-1].startswith("error: data/incoming/odd.json record 1: keys 'colour'")
+    assert "Traceback" not in output
+    assert task_states(project)["ingest"] == "Failed"
+    (project / "data/incoming/odd.json").unlink()
+    assert "models/2" in iterit(project, "run")
+    assert "Ran" not in task_states(project).values()  # DVC's run cache has it all
+
+
+def test_a_killed_run_leaves_nobody_at_work_and_goes_on_to_the_same_hashes(
+    finished: tuple[Path, str], project: Path
+) -> None:
+    """It is killed in score, when a first shard is there, then in finetune, after a first step."""
+    forget_iterations(project)
+    edit_params(project, {"finetune": {"save_steps": 1}})
+    middles = {
+        "score@1": lambda: any(project.glob(".iterit/scores/*/*.parquet")),
+        "finetune@1": lambda: (project / ".iterit/tmp/finetune@1/steps.jsonl").is_file(),
+    }
+    for stage, reached in middles.items():
+        flow = start(project, ["python", "-m", "flows.cli", "run"])
+        wait_for(reached, flow)
+        flow.send_signal(signal.SIGKILL)
+        flow.wait()
+        wait_for(lambda: not at_work_in(project), seconds=20)
+        assert not (project / seconds_file(stage)).exists(), f"{stage} had ended before it was killed"
+    iterit(project, "run")
+    states = task_states(project)
+    assert {states[name] for name in (*FIRST, "score@1", "select@1")} == {"Cached"}
+    assert states["finetune@1"] == "Ran"
+    # the statement of a training names finetune.save_steps, which is another here
+    killed, undisturbed = (
+        {path: md5 for path, md5 in hashes(place).items() if not path.startswith("provenance/finetune")}
+        for place in (project, finished[0])
+    )
+    assert killed == undisturbed
+
+
+def forget_iterations(folder: Path) -> None:
+    """As before the first of them: nothing that they made, or that was made of it, is left or known to DVC."""
+    yaml = YAML()
+    lock = yaml.load(folder / "dvc.lock")
+    for stage in {f"{name}@{number}" for name in LOOP for number in (1, 2)} | LAST:
+        for out in lock["stages"].pop(stage)["outs"]:
+            path = folder / out["path"]
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    yaml.dump(lock, folder / "dvc.lock")
+    for store in (".dvc/cache/runs", ".iterit/scores", ".iterit/states"):
+        shutil.rmtree(folder / store)
+
+
+def test_ctrl_c_ends_the_stage_and_says_how_to_go_on(project: Path) -> None:
+    edit_params(project, {"evaluate": {"samples": 2}})
+    flow = start(project, ["python", "-m", "flows.cli", "run"])
+    wait_for(lambda: any("components.evaluate" in line for line in at_work_in(project)), flow)
+    flow.send_signal(signal.SIGINT)
+    output = flow.communicate(timeout=30)[0]
+    assert flow.returncode == 130, output
+    assert output.splitlines()[-1] == "stopped; `iterit run` goes on with the stage that was interrupted"
+    assert "Traceback" not in output
+    assert at_work_in(project) == []
+    assert query(project, "mlflow.db", "select distinct status from runs order by status") == [
+        ("FINISHED",),
+        ("KILLED",),
+    ]
+
+
+def test_a_schedule_fires_and_ends_on_sigterm(project: Path) -> None:
+    # as a shell starts what it puts into the background: SIGINT is ignored
+    server = start(project, ["sh", "-c", "trap '' INT; exec python -m flows.cli serve --interval 10s"])
+    done = "select state_name from flow_run where deployment_id is not null and state_type = 'COMPLETED'"
+    try:
+        wait_for(lambda: query(project, ".prefect/prefect.db", done), server)
+        server.send_signal(signal.SIGTERM)
+        output = server.communicate(timeout=60)[0]
+    finally:
+        server.kill()
+    assert set(query(project, ".prefect/prefect.db", done)) == {("Unchanged",)}
+    assert server.returncode == 0, output
+    assert "Traceback" not in output
+    wait_for(lambda: not at_work_in(project), seconds=20)

@@ -1,0 +1,141 @@
+"""A project folder as a finished pipeline run leaves it: real DVC, real tables, two iterations of the small model."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+from ruamel.yaml import YAML
+
+from components.core.files import write_json
+from components.data import tables
+from components.data.records import Message, make_record, to_table, write_records
+
+PROJECT = Path(__file__).parents[2]
+RECORDS = [
+    make_record("texts", [Message("user", f"Say {word}."), Message("assistant", f"{word}, {word} it is.")])
+    for word in ("one", "two", "three", "four", "five", "six")
+]
+REJECTED = "f" * 32  # id of a conversation that was too long
+ITERATIONS = ("1", "2")
+
+
+def make_finished_pipeline(folder: Path, models: dict[str, Path]) -> Path:
+    """`models`: the folders to take for base, 1 and 2. dvc.lock is DVC's own, made of the files as they lie there."""
+    folder.mkdir(parents=True)
+    for name in ("components", "conf", ".dvc"):
+        ignore = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+        shutil.copytree(PROJECT / name, folder / name, ignore=ignore)
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copyfile(PROJECT / name, folder / name)
+    write_params(folder, {})
+    (folder / "data" / "incoming").mkdir(parents=True)
+    write_json(folder / "data/sources/incoming.json", {})
+    pool, holdout = RECORDS[:4], RECORDS[4:]
+    write_records(folder / "data/raw.parquet", RECORDS)
+    write_records(folder / "data/pool.parquet", pool)
+    write_records(folder / "data/holdout.parquet", holdout)
+    rejected = {"source": "texts", "where": "a.json row 1", "id": REJECTED, "reason": "too_long", "bad": True}
+    rows = pa.Table.from_pylist([rejected | {"detail": "9 characters"}], schema=tables.REJECTED)
+    tables.write(folder / "data/rejected.parquet", rows, tables.REJECTED)
+    tables.write(folder / "data/duplicates.parquet", tables.DUPLICATES.empty_table(), tables.DUPLICATES)
+    write_json(folder / "metrics/ingest.json", {"records": 6, "rejected": {"too_long": 0}})
+    write_json(folder / "metrics/dedupe.json", {"pool": 4, "holdout": 2})
+    write_json(folder / "models/proxy/none.json", {})
+    candidates = to_table(pool).select(["id"])
+    tables.write(folder / "data/iterations/base/candidates.parquet", candidates, tables.CANDIDATES)
+    put_model(folder, "base", models["base"], loss=3.0)
+    for number, key in enumerate(ITERATIONS, 1):
+        put_model(folder, key, models[key], loss=3.0 - number / 2)
+        _put_iteration(folder, number, key)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    commit(folder)
+    # an MLflow store with its tables, which take seconds to make
+    make_store = "from components.tracking.client import client; client().search_experiments()"
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    done = subprocess.run(
+        [sys.executable, "-c", make_store], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", ""), "MLflow is not quiet"
+    return folder
+
+
+def write_params(folder: Path, changes: dict[str, dict[str, object]]) -> None:
+    """The project's own params.yaml with two iterations and `changes`, block by block."""
+    yaml = YAML()
+    params = yaml.load((PROJECT / "params.yaml").read_text(encoding="utf-8"))
+    params["iterations"] = {"1": {"parent": "base"}, "2": {"parent": "1"}}
+    for block, values in changes.items():
+        params[block] |= values
+    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+        yaml.dump(params, file)
+
+
+def put_model(folder: Path, key: str, model: Path, *, loss: float) -> None:
+    """The checkpoint of an iteration, and how it did on the holdout."""
+    shutil.rmtree(folder / "models" / key, ignore_errors=True)
+    shutil.copytree(model, folder / "models" / key)
+    write_json(folder / "state" / key / "progress.json", {"step": 0, "steps_per_iteration": None})
+    write_json(folder / "samples" / f"{key}.json", {"samples": []})
+    evaluated = {"records": 2, "tokens": 20, "loss": loss, "perplexity": round(2.718281828**loss, 6)}
+    write_json(
+        folder / "metrics/evaluate" / f"{key}.json", {"checkpoint": "0" * 64, **evaluated, "mean_complexity": 0.5}
+    )
+
+
+def _put_iteration(folder: Path, number: int, key: str) -> None:
+    place, pool = folder / "data/iterations" / key, RECORDS[:4]
+    scores = [
+        {"id": record.id, "response_tokens": 5, "nll_conditional": 1.0, "nll_unconditional": 2.0, "complexity": 0.3679}
+        for record in pool
+    ]
+    table = pa.Table.from_pylist([{**row, "reason": None} for row in scores], schema=tables.SCORES)
+    tables.write(place / "scores.parquet", table, tables.SCORES)
+    picks = [
+        {"id": record.id, "rank": rank, "complexity": 0.3679, "diversity": 1.0, "score": 0.3679, "status": "selected"}
+        for rank, record in enumerate(pool[:2], 1)
+    ]
+    selection = pa.Table.from_pylist([{**row, "reason": ""} for row in picks], schema=tables.SELECTION)
+    tables.write(place / "selection.parquet", selection, tables.SELECTION)
+    write_records(place / "subset.parquet", pool[:2])
+    tables.write(place / "candidates.parquet", to_table(pool[:3]).select(["id"]), tables.CANDIDATES)
+    _write_rows(place / "complexity.csv", ["iteration", "complexity", "candidates", "selected"], [[key, "0.35", 4, 2]])
+    steps = [[2 * number - 1, key, 4.0 / number, 0.1, 1.0], [2 * number, key, 3.0 / number, 0.05, 1.0]]
+    _write_rows(place / "steps.csv", tables.STEPS.names, steps)
+    write_json(folder / f"metrics/score/{key}.json", {"records": 4, "mean_complexity": 0.3679})
+    write_json(folder / f"metrics/select/{key}.json", {"selected": 2, "mean_score": 0.3679})
+    write_json(folder / f"metrics/finetune/{key}.json", {"steps": 2, "training_loss": 3.5 / number})
+
+
+def _write_rows(path: Path, columns: list[str], rows: list[list[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+
+
+def commit(folder: Path) -> None:
+    """Make dvc.lock say that every stage but register has just made the files as they are now."""
+    report = ["--metrics", "metrics", "--iterations", "data/iterations", "--series", "plots/iterations.csv"]
+    report += ["--holdout", "plots/holdout.csv", "--steps", "plots/steps.csv", "--complexity", "plots/complexity.csv"]
+    subprocess.run([sys.executable, "-m", "components.report", *report], cwd=folder, check=True)
+    names = ["manifest@incoming", "base_model", "ingest", "dedupe", "evaluate_base", "report"]
+    names += [f"{name}@{key}" for key in ITERATIONS for name in ("score", "select", "finetune", "evaluate")]
+    subprocess.run([sys.executable, "-m", "components.provenance.statements", *names], cwd=folder, check=True)
+    dvc(folder, "commit", "--quiet", "--force", *names)
+
+
+def dvc(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the `dvc` of this environment, whose stages say `python` and mean this one."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=folder,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )

@@ -1,0 +1,108 @@
+"""params.yaml: every mistake is one line that names the key and what would be right."""
+
+from __future__ import annotations
+
+import copy
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.core.errors import UserError
+from components.core.params import check_settings, load_settings, read_params
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def params() -> dict[str, Any]:
+    return copy.deepcopy(read_params(PROJECT / "params.yaml"))
+
+
+def test_the_default_parameters_are_valid() -> None:
+    settings = load_settings(PROJECT / "params.yaml")
+    assert list(settings.iterations) == ["1", "2", "3"]
+    assert settings.finetune.planned_iterations == len(settings.iterations)
+
+
+@pytest.mark.parametrize(
+    ("edit", "line"),
+    [
+        (
+            lambda p: p["select"].update(ratio=1.5),
+            "params.yaml: select.ratio: 1.5 is neither a share (0 to 1] nor a whole number of records",
+        ),
+        (lambda p: p["select"].update(ratio="x"), "params.yaml: select.ratio: 'x': input should be a valid number"),
+        (
+            lambda p: p["select"].update(ration=0.1),
+            "params.yaml: select.ration: unknown key; known here: strategy, ratio, update_ratio, diversity_decay, "
+            "tokens, quotas, seed, perplexity_range, max_similarity",
+        ),
+        (
+            lambda p: p["base_model"].update(kind="pickle"),
+            "params.yaml: base_model.kind: 'pickle' is none of 'wheel', 'gguf', 'folder', 'hub'",
+        ),
+        (lambda p: p["base_model"].pop("sha256"), "params.yaml: base_model.sha256: missing"),
+        (
+            lambda p: p["iterations"].update({4: {"parent": "3"}}),
+            "params.yaml: iterations: key 4 must be quoted: '4'",
+        ),
+        (
+            lambda p: p["iterations"].update({"4": {"parent": "2"}}),
+            "params.yaml: iterations: 4.parent is '2'; the chain needs '3' there",
+        ),
+        (
+            lambda p: p["iterations"].pop("2"),
+            "params.yaml: iterations: iteration '3' stands where '2' is expected; keys count up from '1'",
+        ),
+        (
+            lambda p: p["ingest"]["files"].update(stdlib={"path": "x"}),
+            "params.yaml: ingest: source name 'stdlib' is used twice; every source needs a name of its own",
+        ),
+        (
+            lambda p: p["ingest"]["files"].update({"a b": {"path": "x"}}),
+            "params.yaml: ingest.files.a b: a name is made of letters, digits, - and _, "
+            "and begins with a letter or digit",
+        ),
+        (
+            lambda p: p["finetune"].update(batch_size=7),
+            "params.yaml: finetune: batch_size 7 is not a multiple of processes x micro_batch_size (1 x 4)",
+        ),
+        (lambda p: p.pop("score"), "params.yaml: score: missing"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_key(params: dict[str, Any], edit: Callable[[Any], Any], line: str) -> None:
+    edit(params)
+    with pytest.raises(UserError) as error:
+        check_settings(params)
+    assert str(error.value) == line
+
+
+def test_every_mistake_gets_its_line(params: dict[str, Any]) -> None:
+    params["select"]["ratio"] = -1
+    params["finetune"]["seed"] = "x"
+    with pytest.raises(UserError) as error:
+        check_settings(params)
+    assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["select.ratio", "finetune.seed"]
+
+
+def test_a_yaml_mistake_names_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("select:\n  ratio: [0.1\nscore: {}\n")
+    with pytest.raises(UserError, match=r"params\.yaml: line 3: not valid YAML"):
+        load_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size", "k"), [(0.1, 320, 32), (0.05, 1000, 50), (1, 7, 7), (1.0, 7, 7), (40, 1000, 40), (0.1, 9, 0)]
+)
+def test_the_budget_is_exact(params: dict[str, Any], ratio: float, size: int, k: int) -> None:
+    params["select"]["ratio"] = ratio
+    assert check_settings(params).select.records_per_iteration(size) == k
+
+
+def test_the_readme_holds_the_table_of_parameters() -> None:
+    table = runpy.run_path(str(PROJECT / "docs" / "parameter_table.py"))["parameter_table"]()
+    assert table in (PROJECT / "README.md").read_text(encoding="utf-8")

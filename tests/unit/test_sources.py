@@ -1,0 +1,404 @@
+"""What the sources promise: every format and shape gives the same records, and a mistake names its place."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from components.core.errors import UserError
+from components.core.settings.ingest import Columns, DatasetSource, FileSource
+from components.data_sources import shapes
+from components.data_sources.docstrings import read_docstrings
+from components.data_sources.file_manifest import list_files, listed_files
+from components.data_sources.files import read_file
+from components.data_sources.hub import read_dataset
+from tests.support.local_hub import local_hub
+
+ROWS = [
+    {"instruction": "Größe?", "input": "", "output": 'a "quoted", value'},
+    {"instruction": "Two\nlines", "input": "x", "output": "ü"},
+]
+
+
+def as_json(path: Path) -> None:
+    path.write_text(json.dumps(ROWS), encoding="utf-8")
+
+
+def as_json_in_object(path: Path) -> None:
+    path.write_text(json.dumps({"version": 1, "data": ROWS}), encoding="utf-8")
+
+
+def as_json_lines(path: Path) -> None:
+    path.write_text("\ufeff" + "\r\n\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS), encoding="utf-8")
+
+
+def as_csv(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write("\ufeff".encode())  # as spreadsheets do
+        pa.csv.write_csv(pa.Table.from_pylist(ROWS), file)
+
+
+def as_parquet(path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+
+
+def as_arrow(path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.ipc.new_stream(str(path), table.schema) as stream:
+        stream.write_table(table)
+
+
+WRITERS = [
+    ("a.json", as_json),
+    ("b.json", as_json_in_object),
+    ("a.jsonl", as_json_lines),
+    ("a.ndjson", as_json_lines),
+    ("a.csv", as_csv),
+    ("a.parquet", as_parquet),
+    ("a.arrow", as_arrow),
+]
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize(("name", "write"), WRITERS)
+def test_every_format_and_compression_gives_the_same_values(
+    tmp_path: Path, name: str, write: Callable[[Path], None], compression: str
+) -> None:
+    path = tmp_path / name
+    write(path)
+    if compression:
+        plain = path.read_bytes()
+        packed = gzip.compress(plain) if compression == ".gz" else pa.compress(plain, codec="zstd", asbytes=True)
+        path = path.with_name(name + compression)
+        path.write_bytes(packed)
+    assert [item.value for item in read_file(path)] == ROWS
+
+
+def test_members_of_a_gzip_file_are_all_read(tmp_path: Path) -> None:
+    line = json.dumps(ROWS[0]).encode() + b"\n"
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line) + gzip.compress(line))
+    assert len(list(read_file(tmp_path / "a.jsonl.gz"))) == 2
+
+
+BROKEN = [
+    ("a.json", b'[{"instruction": "a",}]', "a.json line 1 column 22: not valid JSON"),
+    ("a.json", b'{"output": 1}\n{"output": 2}', "a file of one object a line must end in .jsonl"),
+    ("a.json", b'{"a": [], "b": []}', "exactly one list"),
+    ("a.json", b'"text"', "holds one str"),
+    ("a.json", b'[\n"\xe9"]', "a.json line 2: not UTF-8 text"),
+    ("a.json", b'[{"output": ' + b"1" * 5000 + b"}]", "a.json: not usable JSON"),
+    ("a.json", b"[" * 100_000, "a.json: not usable JSON"),
+    ("a.csv", b"instruction,output\n\xe9,b\n", "a.csv line 2: not UTF-8 text"),
+    ("a.csv", b'instruction,output\na,"b"c\n', "a.csv line 2: not valid CSV"),
+    ("a.csv", b"instruction,output,output\na,b,c\n", "column 'output' occurs twice"),
+    ("a.parquet", b"PAR1 and nothing else PAR1", "a.parquet: cannot be read"),
+    ("a.arrow", b"no stream at all", "a.arrow: cannot be read"),
+    ("a.jsonl.gz", gzip.compress(b'{"instruction": "a", "output": "b"}\n' * 999)[:-12], "a.jsonl.gz: cannot be read"),
+    ("a.jsonl.gz", b'{"instruction": "a", "output": "b"}\n', "a.jsonl.gz: cannot be read"),
+    ("a.jsonl.zst", b"no zstd", "a.jsonl.zst: cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), BROKEN)
+def test_a_file_that_cannot_be_read_is_named_with_the_line(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        list(read_file(tmp_path / name))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_broken_line_is_an_item_with_its_place_and_the_rest_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = b'{"instruction": "a", "output": "b"}'
+    path.write_bytes(b"\n".join([good, b'{"instruction": ', b'"\xe9"', b"1" * 5000, b"[" * 100_000, good]))
+    items = list(read_file(path))
+    assert [item.reason for item in items] == [None, "broken_json", "not_utf8", "broken_json", "broken_json", None]
+    assert [item.where for item in items] == [f"{path} line {number}" for number in range(1, 7)]
+
+
+def test_a_csv_row_of_another_length_is_an_item_with_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("instruction,output\na,b\nc\nd,e,f\n")
+    assert [item.reason for item in read_file(tmp_path / "a.csv")] == [None, "broken_csv", "broken_csv"]
+
+
+def texts(value: dict[str, Any]) -> list[tuple[str, str]]:
+    convert = shapes.recognize(value)
+    assert convert is not None
+    return [(message.role, message.content) for message in shapes.finish(convert(value))[0]]
+
+
+ONE_TURN = [("user", "Add.\nInput: 1 2"), ("assistant", "3")]
+QUESTION = {"role": "user", "content": "a"}
+TWO_TURNS = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "1+1?"), ("assistant", "2")]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"instruction": "Add.", "input": "1 2", "output": "3"}, ONE_TURN),
+        ({"instruction": "Add.", "input": "", "output": "3"}, [("user", "Add."), ONE_TURN[1]]),
+        ({"instruction": "Add.", "input": None, "output": "3", "text": "x"}, [("user", "Add."), ONE_TURN[1]]),
+        ({"instruction": "Add.", "output": "3"}, [("user", "Add."), ONE_TURN[1]]),
+        ({"instruction": "Add.", "context": "1 2", "response": "3", "category": "math"}, ONE_TURN),
+        (
+            {
+                "conversations": [
+                    {"from": {"user": "human", "assistant": "gpt"}.get(role, role), "value": text}
+                    for role, text in TWO_TURNS
+                ]
+            },
+            TWO_TURNS,
+        ),
+        ({"messages": [{"role": role, "content": text} for role, text in TWO_TURNS]}, TWO_TURNS),
+        (
+            {
+                "messages": [
+                    {"role": role, "content": [{"type": "text", "text": text[:1]}, {"type": "text", "text": text[1:]}]}
+                    for role, text in TWO_TURNS
+                ]
+            },
+            TWO_TURNS,
+        ),
+    ],
+)
+def test_every_known_shape_becomes_the_conversation_that_it_means(
+    value: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
+    assert texts(value) == expected
+
+
+def test_what_a_user_says_after_the_last_response_is_cut_off() -> None:
+    turns = [{"role": role, "content": text} for role, text in [*TWO_TURNS, ("user", "Thanks"), ("user", "Bye")]]
+    convert = shapes.recognize({"messages": turns})
+    assert convert is not None
+    kept, cut = shapes.finish(convert({"messages": turns}))
+    assert [(message.role, message.content) for message in kept] == TWO_TURNS
+    assert cut == 2
+
+
+def test_columns_may_have_any_name() -> None:
+    row = {"q": "Add.", "numbers": "1 2", "a": "3", "s": "Be kind."}
+    messages = shapes.from_columns(row, Columns(prompt="q", response="a", input="numbers", system="s"))
+    assert [(message.role, message.content) for message in messages] == [("system", "Be kind."), *ONE_TURN]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"instruction": "a", "output": ""}, "no_response"),
+        ({"instruction": "a", "output": " \n"}, "no_response"),
+        ({"instruction": "a", "output": None}, "no_response"),
+        ({"instruction": " ", "input": "", "output": "b"}, "no_prompt"),
+        ({"instruction": "a", "output": 7}, "not_text"),
+        ({"instruction": ["a"], "output": "b"}, "not_text"),
+        ({"instruction": "a", "output": "\ud800"}, "not_text"),
+        ({"messages": []}, "no_response"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "no_response"),
+        ({"messages": [{"role": "assistant", "content": "b"}]}, "no_prompt"),
+        ({"messages": "a"}, "unknown_shape"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "unknown_shape"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not_text"),
+        ({"conversations": [{"from": None, "value": "a"}]}, "unknown_shape"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": [{"type": "text", "text": None}]}]}, "no_response"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": [{"type": "text", "text": 7}]}]}, "not_text"),
+    ],
+)
+def test_a_value_that_makes_no_record_has_a_reason(value: dict[str, Any], reason: str) -> None:
+    with pytest.raises(shapes.BadRecordError) as caught:
+        texts(value)
+    assert caught.value.reason == reason
+
+
+def test_an_unknown_shape_is_not_guessed() -> None:
+    assert shapes.recognize({"question": "a", "answer": "b"}) is None
+
+
+MODULE = """
+raise SystemExit("never imported")
+def public(a, *, b: int = 1) -> str:
+    '''Say it.
+
+        Indented.
+    Not.
+    '''
+def _private(): "no"
+def without(): pass
+class Thing(Base, metaclass=M):
+    "A thing."
+    def method(self): "Do it."
+    async def wait(self): "Wait."
+    def __len__(self): "no"
+if True:
+    def on_some_platforms(): "Sometimes."
+"""
+
+
+def test_docstrings_come_in_the_order_of_the_modules_and_only_from_public_ones(tmp_path: Path) -> None:
+    for name in ("b.py", "a/__init__.py", "a/z.py", "_c.py", "a/_d.py", "test/e.py", "site-packages/f.py", "x-y/g.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(MODULE)
+    items = list(read_docstrings(tmp_path))
+    names = ["public", "Thing", "Thing.method", "Thing.wait", "on_some_platforms"]
+    assert [item.where.partition(" ")[0] for item in items] == [
+        f"{module}.{x}" for module in ["a", "a.z", "b"] for x in names
+    ]
+    assert [item.value["input"] for item in items[:4]] == [
+        "def a.public(a, *, b: int=1) -> str:",
+        "class a.Thing(Base):",
+        "def a.Thing.method(self):",
+        "async def a.Thing.wait(self):",
+    ]
+    assert items[0].value["output"] == "Say it.\n\n    Indented.\nNot."
+    assert items[0].where == "a.public (a/__init__.py line 3)"
+
+
+def test_this_python_s_docstrings_are_public_with_signature_and_place() -> None:
+    by_name = {item.where.partition(" ")[0]: item for item in read_docstrings()}
+    dedent = by_name["textwrap.dedent"]
+    assert dedent.value["input"] == "def textwrap.dedent(text):"
+    assert dedent.value["output"].startswith("Remove any common leading whitespace")
+    assert dedent.where.startswith("textwrap.dedent (textwrap.py line ")
+    assert by_name["json.encoder.JSONEncoder.encode"].value["instruction"].endswith("function.")
+    assert len(by_name) > 3000
+    private = [name for name in by_name if any(part.startswith("_") for part in name.split("."))]
+    assert not private and not any(name.startswith(("test.", "idlelib.", "site-packages.")) for name in by_name)
+
+
+def test_a_folder_lists_readable_files_with_digest_and_says_what_it_ignores(tmp_path: Path) -> None:
+    for name in ("b.json", "deep/a.jsonl.gz", "notes.txt", ".hidden.json", ".git/x.json", ".gitkeep"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"[]")
+    manifest = list_files("mine", FileSource(path=str(tmp_path)))
+    digest = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
+    assert manifest == {
+        "files": [
+            {"path": f"{tmp_path}/b.json", "bytes": 2, "sha256": digest},
+            {"path": f"{tmp_path}/deep/a.jsonl.gz", "bytes": 2, "sha256": digest},
+        ],
+        "ignored": [f"{tmp_path}/notes.txt"],
+    }
+    assert len(list_files("mine", FileSource(path=str(tmp_path), pattern="*.json"))["files"]) == 1
+
+
+def test_an_empty_folder_is_a_source_without_files(tmp_path: Path) -> None:
+    assert list_files("mine", FileSource(path=str(tmp_path))) == {"files": [], "ignored": []}
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (FileSource(path="not/there"), "params.yaml: ingest.files.mine.path: not/there: no such file or folder"),
+        (FileSource(path="data.txt"), "params.yaml: ingest.files.mine.path: data.txt: unknown ending; expected .json"),
+        (FileSource(path=".", pattern="/etc/*"), "params.yaml: ingest.files.mine.pattern: '/etc/*'"),
+        (FileSource(path=".", pattern="../*"), "params.yaml: ingest.files.mine.pattern: '../*'"),
+        (FileSource(path=".", pattern=""), "params.yaml: ingest.files.mine.pattern: ''"),
+    ],
+)
+def test_a_source_that_names_no_files_is_refused_by_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: FileSource, said: str
+) -> None:
+    (tmp_path / "data.txt").write_text("x")
+    (tmp_path.parent / "above.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        list_files("mine", source)
+    assert str(caught.value).startswith(said)
+
+
+def test_a_file_that_changed_after_it_was_listed_is_not_read(tmp_path: Path) -> None:
+    data, manifest = tmp_path / "a.json", tmp_path / "manifest.json"
+    data.write_text("[]")
+    manifest.write_text(json.dumps(list_files("mine", FileSource(path=str(data)))))
+    assert listed_files(manifest) == [data]
+    data.write_text("{}")  # of the same size
+    with pytest.raises(UserError, match=r"a\.json: not what it was"):
+        listed_files(manifest)
+    data.unlink()
+    with pytest.raises(UserError, match=r"a\.json: not what it was"):
+        listed_files(manifest)
+
+
+def test_a_saved_dataset_is_read_and_its_split_checked(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    items = list(read_dataset("d", DatasetSource(name=str(tmp_path / "saved"))))
+    assert [item.value for item in items] == ROWS
+    with pytest.raises(UserError, match=r"ingest\.datasets\.d\.split: no 'test' in .*; there are train"):
+        list(read_dataset("d", DatasetSource(name=str(tmp_path / "saved"), split="test")))
+    arrow = list_files("d", FileSource(path=str(tmp_path / "saved"), pattern="**/*.arrow"))["files"]
+    assert [item.value for entry in arrow for item in read_file(Path(entry["path"]))] == ROWS  # watched as files, too
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (DatasetSource(name="owner/name"), "params.yaml: ingest.datasets.d.revision: missing"),
+        (DatasetSource(name="no such thing/"), "params.yaml: ingest.datasets.d.name: no such thing/: neither"),
+        (DatasetSource(name="."), "params.yaml: ingest.datasets.d.name: .: no folder that save_to_disk wrote"),
+    ],
+)
+def test_a_dataset_that_cannot_be_meant_is_refused_by_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: DatasetSource, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        list(read_dataset("d", source))
+    assert str(caught.value).startswith(said)
+
+
+READ = """
+from components.core.settings.ingest import DatasetSource
+from components.data_sources.hub import read_dataset
+for item in read_dataset('d', DatasetSource(name='owner/data', revision='v1', split='train[1:]')):
+    print(item.where, item.value['output'])
+"""
+
+
+def test_a_dataset_of_the_hub_is_read_at_its_revision(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {word}", "output": word} for word in ("one", "two", "three")]
+    files = {
+        "data/train.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode(),
+        "README.md": b"---\nconfigs:\n- config_name: default\n  data_files: data/train.jsonl\n---\n",
+    }
+    with local_hub("datasets", "owner/data", files) as endpoint:
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+        done = subprocess.run(
+            [sys.executable, "-c", READ], capture_output=True, text=True, check=True, env=environment, timeout=120
+        )
+    assert done.stdout.splitlines() == [
+        f"owner/data train[1:] row {row} {word}" for row, word in ((1, "two"), (2, "three"))
+    ]
+
+
+def test_a_hub_that_does_not_answer_is_to_be_tried_again_later(tmp_path: Path) -> None:
+    program = (
+        "from components.core.settings.ingest import DatasetSource\n"
+        "from components.core.stage import stage\n"
+        "from components.data_sources.hub import read_dataset\n"
+        "with stage('ingest', hub=True):\n"
+        "    list(read_dataset('d', DatasetSource(name='owner/name', revision='main')))\n"
+    )
+    # offline mode is the library's own word for a hub that cannot be reached, without its half minute of retries
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": str(Path.cwd())}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 75, ended.stderr
+    assert "ingest.datasets.d.name: owner/name: the hub does not answer" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,334 @@
+"""The lazy greedy picks what the formula says, pick for pick."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from components.core.errors import UserError
+from components.core.settings.select import SelectSettings
+from components.select import make_budget
+from components.strategies import STRATEGIES
+from components.strategies import tfidf as tfidf_module
+from components.strategies.interface import Budget, Candidates
+from components.strategies.iterit import greedy_select
+from components.strategies.tfidf import tfidf
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "picks_20.json"
+
+
+def plain_loop(responses: list[str], complexity: list[float], k: int, decay: float) -> tuple[list[int], list[float]]:
+    """The method's formula with every gain computed anew for each pick: indices and scores in pick order."""
+    eligible = [index for index, value in enumerate(complexity) if value < 1]
+    try:
+        tfidf = TfidfVectorizer(ngram_range=(1, 3)).fit_transform([responses[index] for index in eligible])
+    except ValueError:  # no words at all, or nothing eligible
+        return eligible[:k], [0.0] * len(eligible[:k])
+    tfidf.sort_indices()
+    weight = np.ones(tfidf.shape[1])
+    left, picks, scores = list(range(len(eligible))), [], []
+    while left and len(picks) < k:
+        diversity = tfidf @ weight
+        best = max(left, key=lambda row: (complexity[eligible[row]] * diversity[row], -row))
+        left.remove(best)
+        picks.append(eligible[best])
+        scores.append(float(complexity[eligible[best]] * diversity[best]))
+        weight[tfidf[best].indices] *= decay
+    return picks, scores
+
+
+WORDS = ["alpha", "beta", "gamma", "delta", "Alpha", "x", "der", "слово", "漢字", "كلمة", "é", "_", "a1", "!"]
+responses_of_few_words = st.lists(st.sampled_from(WORDS), max_size=7).map(" ".join)
+any_text = st.text(max_size=20)
+complexities = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 0.5, 0.999, 1.0, 1.5]), st.floats(0, 1.25, width=32))
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    corpus=st.lists(st.tuples(st.one_of(responses_of_few_words, any_text), complexities), min_size=1, max_size=25),
+    k=st.integers(1, 30),
+    decay=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+)
+def test_the_lazy_greedy_picks_exactly_what_the_plain_loop_picks(
+    corpus: list[tuple[str, float]], k: int, decay: float
+) -> None:
+    responses, complexity = [text for text, _ in corpus], [value for _, value in corpus]
+    selection = greedy_select(responses, complexity, k, decay=decay)
+    picks, scores = plain_loop(responses, complexity, k, decay)
+    assert selection.indices.tolist() == picks
+    assert selection.score.tolist() == scores  # to the last bit
+    np.testing.assert_array_equal(np.array(complexity)[picks] * selection.diversity, selection.score)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1, 1.0])
+def test_on_a_larger_corpus_with_shared_phrases_as_well(decay: float) -> None:
+    random = np.random.default_rng(5)
+    words = [f"word{number}" for number in random.zipf(1.4, 6000) % 300]
+    ends = np.cumsum(random.integers(1, 40, 250))
+    responses = [" ".join(words[first:last]) for first, last in pairwise(ends)]
+    complexity = random.uniform(0.3, 1.05, len(responses)).tolist()
+    picks, _ = plain_loop(responses, complexity, 60, decay)
+    assert greedy_select(responses, complexity, 60, decay=decay).indices.tolist() == picks
+
+
+def test_twenty_records_are_picked_in_the_order_on_file() -> None:
+    """Made by the plain loop above; the file's numbers change only when the method does."""
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    for decay, wanted in golden["picks"].items():
+        selection = greedy_select(golden["responses"], golden["complexity"], 8, decay=float(decay))
+        assert selection.indices.tolist() == wanted["indices"]
+        np.testing.assert_allclose(selection.score, wanted["scores"], rtol=1e-12)
+
+
+def test_identical_responses_are_picked_from_the_lowest_index_and_only_once_each() -> None:
+    selection = greedy_select(["same old words"] * 6, [0.5] * 6, 4, decay=1.0)
+    assert selection.indices.tolist() == [0, 1, 2, 3]
+
+
+def test_decay_0_leaves_a_repeated_response_without_gain() -> None:
+    selection = greedy_select(["same words", "same words", "other words here"], [0.9, 0.9, 0.1], 3, decay=0.0)
+    assert selection.indices.tolist()[:2] == [0, 2]
+    assert selection.score[-1] == 0
+
+
+def test_fewer_eligible_than_k_gives_fewer_picks() -> None:
+    selection = greedy_select(["one word", "two words", "three words"], [0.5, 1.0, float("nan")], 3, decay=0.1)
+    assert selection.indices.tolist() == [0]
+
+
+def test_nothing_eligible_gives_no_pick() -> None:
+    assert len(greedy_select(["one word"], [1.0], 3, decay=0.1)) == 0
+    assert len(greedy_select([], [], 3, decay=0.1)) == 0
+
+
+def test_misaligned_responses_take_no_part_in_the_fit() -> None:
+    responses = ["rare gem stone", "plain grey stone", "rare gem stone rare gem"]
+    with_them = greedy_select(responses, [0.5, 0.4, 1.2], 2, decay=0.1)
+    without = greedy_select(responses[:2], [0.5, 0.4], 2, decay=0.1)
+    np.testing.assert_array_equal(with_them.score, without.score)
+
+
+def test_every_strategy_that_the_settings_allow_is_registered() -> None:
+    allowed = SelectSettings.model_json_schema()["properties"]["strategy"]
+    assert set(allowed["enum"]) == set(STRATEGIES)
+
+
+def test_the_decay_of_the_settings_reaches_the_picks() -> None:
+    candidates = make_candidates(["same words", "same words", "other words here"], [0.9, 0.9, 0.1])
+    picks = STRATEGIES["iterit"](candidates, budget_of(2, 3), SelectSettings(diversity_decay=0.0))
+    assert picks.indices.tolist() == [0, 2]
+
+
+# --- TF-IDF -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    responses=st.lists(st.one_of(responses_of_few_words, any_text), min_size=1, max_size=20),
+    ngrams=st.sampled_from([(1, 3), (1, 1), (2, 3), (1, 5)]),
+)
+def test_tfidf_is_scikit_learn_s_to_the_last_bit(responses: list[str], ngrams: tuple[int, int]) -> None:
+    assert_is_scikit_learn_s(responses, ngrams)
+
+
+def test_tfidf_of_real_docstrings_is_scikit_learn_s_as_well() -> None:
+    responses = [inspect.getdoc(member) or "" for module in (json, inspect, re) for member in vars(module).values()]
+    assert_is_scikit_learn_s([*responses, "İstanbul STRASSE straße", "x" * 5000, "a b c " * 400], (1, 3))
+
+
+def test_tfidf_with_more_words_than_a_key_of_three_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tfidf_module, "LARGEST", 1000)
+    assert_is_scikit_learn_s(["alpha beta gamma delta " * 3, "beta alpha", "delta gamma beta alpha"] * 3, (1, 3))
+
+
+def assert_is_scikit_learn_s(responses: list[str], ngrams: tuple[int, int]) -> None:
+    ours = tfidf(responses, ngrams)
+    try:
+        theirs = TfidfVectorizer(ngram_range=ngrams).fit_transform(responses)
+    except ValueError:  # no words at all
+        assert ours.shape == (len(responses), 0)
+        return
+    theirs.sort_indices()
+    assert ours.shape == theirs.shape
+    for part in ("indptr", "indices", "data"):
+        np.testing.assert_array_equal(getattr(ours, part), getattr(theirs, part))
+
+
+# --- budgets ----------------------------------------------------------------------------------------------------------
+
+
+def make_candidates(
+    responses: list[str], complexity: list[float], nll_conditional: list[float] | None = None
+) -> Candidates:
+    ids = [f"{number:03}" for number in range(len(responses))]
+    return Candidates(ids, responses, np.array(complexity, float), np.array(nll_conditional or complexity, float))
+
+
+def budget_of(records: int, count: int) -> Budget:
+    return Budget.of(records, np.ones(count))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    corpus=st.lists(
+        st.tuples(responses_of_few_words, complexities, st.integers(1, 9), st.sampled_from("ab")),
+        min_size=2,
+        max_size=20,
+    ),
+    k=st.integers(1, 12),
+    shares=st.tuples(st.sampled_from([0.0, 0.25, 0.5]), st.sampled_from([0.5, 0.75, 1.0])),
+    tokens=st.one_of(st.none(), st.integers(1, 60)),
+)
+def test_budgets_are_kept_as_the_plain_loop_keeps_them(
+    corpus: list[tuple[str, float, int, str]], k: int, shares: tuple[float, float], tokens: int | None
+) -> None:
+    responses, complexity, costs, sources = (list(column) for column in zip(*corpus, strict=True))
+    candidates = make_candidates(responses, complexity)
+    if tokens is None and "a" in sources:
+        chosen = SelectSettings(quotas={"a": {"min_share": shares[0], "max_share": shares[1]}})
+        budget = make_budget(candidates, sources, np.array(costs), k, chosen)
+        aligned = sum(value < 1 for value, source in zip(complexity, sources, strict=True) if source == "a")
+        most = math.floor(shares[1] * k)
+        owed, room, left = min(math.ceil(shares[0] * k), aligned, most), most, math.inf
+    else:
+        budget = make_budget(candidates, sources, np.array(costs), k, SelectSettings(tokens=tokens))
+        budget.left[0] = k
+        owed, room, left = 0, math.inf, tokens or math.inf
+    picks = STRATEGIES["iterit"](candidates, budget, SelectSettings(diversity_decay=0.5)).indices.tolist()
+
+    order, expected = plain_loop(responses, complexity, len(responses), 0.5)[0], []
+    while len(expected) < k:
+        # every gain anew after each pick: the plain loop's first pick that the budget allows
+        order = plain_order(responses, complexity, expected, 0.5)
+        allowed = [
+            row
+            for row in order
+            if costs[row] <= left
+            and (room > 0 if sources[row] == "a" else True)
+            and (sources[row] == "a" or k - len(expected) > owed)
+        ]
+        if not allowed:
+            break
+        expected.append(allowed[0])
+        left -= costs[allowed[0]]
+        if sources[allowed[0]] == "a":
+            owed, room = max(owed - 1, 0), room - 1
+    assert picks == expected
+
+
+def plain_order(responses: list[str], complexity: list[float], picked: list[int], decay: float) -> list[int]:
+    """The eligible that are left, by falling gain."""
+    eligible = [row for row, value in enumerate(complexity) if value < 1]
+    try:
+        weights = TfidfVectorizer(ngram_range=(1, 3)).fit_transform([responses[row] for row in eligible])
+    except ValueError:
+        return [row for row in eligible if row not in picked]
+    weights.sort_indices()
+    weight = np.ones(weights.shape[1])
+    for row in picked:
+        weight[weights[eligible.index(row)].indices] *= decay
+    gains = np.array([complexity[row] for row in eligible]) * (weights @ weight)
+    return [eligible[row] for row in np.argsort(-gains, kind="stable") if eligible[row] not in picked]
+
+
+def test_a_quota_of_an_unknown_source_is_named() -> None:
+    chosen = SelectSettings(quotas={"nowhere": {"max_share": 0.5}})
+    with pytest.raises(UserError, match=r"select\.quotas\.nowhere: no candidate is from that source; there are here"):
+        make_budget(make_candidates(["a b"], [0.5]), ["here"], np.array([3]), 1, chosen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quotas": {"a": {"min_share": 0.6, "max_share": 0.5}}}, "min_share 0.6 is above max_share 0.5"),
+        ({"quotas": {"a": {"min_share": 0.6}, "b": {"min_share": 0.6}}}, "add up to 1.2"),
+        ({"quotas": {"a": {"min_share": 0.6}}, "tokens": 100}, "leave select.tokens out"),
+        ({"perplexity_range": [0.6, 0.4]}, "must be below"),
+    ],
+)
+def test_budgets_that_cannot_be_kept_are_errors(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SelectSettings(**changes)
+
+
+# --- the other strategies ---------------------------------------------------------------------------------------------
+
+NAN = float("nan")
+WORDY = ["red apple tree", "red apple pie", "blue ocean wave", "green forest path deep", "red apple tree"]
+
+
+def picks_of(
+    strategy: str, candidates: Candidates, k: int, tokens: list[int] | None = None, **changes: Any
+) -> list[int]:
+    budget = Budget.of(k, np.array(tokens or [1] * len(candidates)))
+    selection = STRATEGIES[strategy](candidates, budget, SelectSettings(strategy=strategy, **changes))
+    assert len(selection.score) == len(selection.diversity) == len(selection)
+    picks: list[int] = selection.indices.tolist()
+    return picks
+
+
+def test_ifd_takes_the_highest_complexity_below_1_the_lower_index_first() -> None:
+    candidates = make_candidates(WORDY, [0.5, 1.2, 0.9, NAN, 0.5])
+    assert picks_of("ifd", candidates, 3) == [2, 0, 4]
+    assert picks_of("superfiltering", candidates, 3) == [2, 0, 4]
+
+
+def test_random_takes_other_records_with_another_seed_and_the_same_with_more_data() -> None:
+    many = make_candidates(["some words"] * 40, [0.5, 1.5] * 20)
+    few = make_candidates(["some words"] * 30, [0.5, 1.5] * 15)
+    picks = picks_of("random", many, 40)
+    assert sorted(picks) == list(range(40))  # misaligned ones too
+    assert [pick for pick in picks if pick < 30] == picks_of("random", few, 30)
+    assert picks_of("random", many, 40, seed=1) != picks
+
+
+def test_longest_takes_the_most_response_tokens() -> None:
+    candidates = make_candidates(WORDY, [0.5, 1.2, 0.9, NAN, 0.5])
+    assert picks_of("longest", candidates, 3, tokens=[5, 9, 7, 99, 7]) == [1, 2, 4]
+
+
+def test_perplexity_takes_the_middle_of_the_range() -> None:
+    candidates = make_candidates(WORDY, [0.5] * 5, nll_conditional=[5.0, 1.0, 3.0, 2.0, 4.0])
+    assert picks_of("perplexity", candidates, 5, perplexity_range=[0.25, 0.75]) == [2, 3, 4]
+    assert picks_of("perplexity", candidates, 1, perplexity_range=[0.0, 0.25]) == [1]
+
+
+def test_full_takes_every_scorable_record_whatever_the_ratio() -> None:
+    assert picks_of("full", make_candidates(WORDY, [0.5, 1.2, 0.9, NAN, 0.5]), 1) == [0, 1, 2, 4]
+
+
+def test_deita_style_leaves_out_what_is_too_similar_to_a_pick() -> None:
+    candidates = make_candidates(WORDY, [0.9, 0.8, 0.3, 0.2, 0.85])
+    assert picks_of("deita-style", candidates, 5, max_similarity=0.9) == [0, 1, 2, 3]
+    assert picks_of("deita-style", candidates, 5, max_similarity=0.1) == [0, 2, 3]
+
+
+def test_k_center_begins_with_the_hardest_and_goes_farthest_away() -> None:
+    candidates = make_candidates(WORDY, [0.9, 0.8, 0.3, 1.1, 0.85])
+    assert picks_of("k-center", candidates, 5) == [3, 0, 2, 1, 4]
+
+
+@settings(max_examples=60, deadline=None)
+@given(responses=st.lists(responses_of_few_words, min_size=2, max_size=12), k=st.integers(1, 6))
+def test_facility_location_takes_the_largest_gain_each_time(responses: list[str], k: int) -> None:
+    weights = tfidf(responses, (1, 3))
+    cosine = (weights @ weights.T).toarray()
+    picks = picks_of("facility-location", make_candidates(responses, [0.5] * len(responses)), k)
+    nearest = np.zeros(len(responses))
+    for number, pick in enumerate(picks):
+        gains = np.maximum(cosine - nearest, 0).sum(axis=1)
+        gains[picks[:number]] = -1
+        assert gains[pick] == pytest.approx(gains.max(), abs=1e-9)
+        nearest = np.maximum(nearest, cosine[pick])
+    assert len(set(picks)) == len(picks) == min(k, len(responses))

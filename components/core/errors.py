@@ -24,6 +24,12 @@ class Unreachable(UserError):  # noqa: N818  it is what it says
     exit_code = TRY_LATER
 
 
+class StageBusyError(UserError):
+    """Another process runs the stage in this folder."""
+
+    exit_code = TRY_LATER
+
+
 class InputsChangedError(UserError):
     """What a stage reads was changed while it ran: run again."""
 

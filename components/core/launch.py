@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from components.core.errors import BAD_INPUT, UserError
-from components.core.process import die_with_parent, relax_gc
+from components.core.process import die_with_parent, name_as_parent, relax_gc
 
 ERROR = "error.txt"  # in the scratch folder: the error that a worker ended with
 
@@ -45,7 +45,7 @@ def launch_workers(module: str, processes: int, hostfile: str | None, scratch: P
     processes_here = max(slots.values())
     command += [module, *sys.argv[1:], "--worker"]
     threads = str(max(1, (os.cpu_count() or 1) // processes_here))
-    done = subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ}, check=False)
+    done = subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ, **name_as_parent()}, check=False)
     if done.returncode == 0:
         return
     if (scratch / ERROR).is_file():

@@ -24,6 +24,11 @@ def throughput_file(stage: str) -> Path:
     return SCRATCH / "throughput" / f"{stage}.json"
 
 
+def lock_file(stage: str) -> Path:
+    """The file that a stage's process holds a lock on while it runs."""
+    return SCRATCH / "locks" / f"{stage}.lock"
+
+
 def scratch_folder(stage: str) -> Path:
     """The folder for what a stage needs while it runs."""
     return SCRATCH / "tmp" / stage

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PARENT = "ITERIT_PARENT"  # environment variable: process id and start time of the process that a process works for
 SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish", "busybox")
 
 
@@ -38,23 +39,43 @@ def quiet_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def die_with_parent() -> None:
-    """Make this process end with SIGKILL as soon as its parent has ended (Linux; elsewhere nothing happens).
+def name_as_parent() -> dict[str, str]:
+    """The environment variable by which a process that this one starts knows whom it works for."""
+    return {PARENT: f"{os.getpid()}:{_start_time(os.getpid())}"}
 
-    DVC killed with SIGKILL leaves its stage running, and a rerun then mixes with it in the same files. DVC starts a
-    stage through `sh -c`, and not every shell replaces itself by the command: the parent that counts is behind it.
+
+def die_with_parent() -> None:
+    """Make this process end with SIGKILL as soon as the process it works for has ended (Linux; elsewhere no effect).
+
+    Whoever starts it names itself in ITERIT_PARENT, because a process whose parent has ended before this call would
+    take init for its parent. Without that variable, as under a bare `dvc repro`, it is the parent behind the `sh -c` of
+    DVC. A killed DVC would leave its stage running, and a rerun would write to the same files.
     """
     if sys.platform != "linux":
         return
     parent = os.getppid()
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if named := os.environ.get(PARENT):
+        pid, _, started = named.partition(":")
+        _follow(int(pid), started)
+        return
     grandparent = _parent_behind_shell(parent)
     if grandparent not in (0, parent):
-        descriptor = os.pidfd_open(grandparent)
-        threading.Thread(target=_die_after, args=(descriptor,), daemon=True, name="die-with-parent").start()
+        _follow(grandparent, _start_time(grandparent))
     if os.getppid() != parent or _parent_behind_shell(parent) != grandparent:  # it ended before we asked
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _follow(pid: int, started: str | None) -> None:
+    """End this process when that one ends, or now when it has ended; its number may be another process's by now."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        descriptor = -1
+    if descriptor < 0 or started is None or _start_time(pid) != started:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=_die_after, args=(descriptor,), daemon=True, name="die-with-parent").start()
 
 
 def _die_after(process_descriptor: int) -> None:
@@ -66,12 +87,26 @@ def _parent_behind_shell(pid: int) -> int:
     """`pid`, or the parent of the `sh -c ...` that `pid` is; 0 when it has ended."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"-c" in command[1:4] and Path(os.fsdecode(command[0])).name in SHELLS:
-            # the name in parentheses may hold any character, spaces and parentheses included
-            return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
+    if b"-c" in command[1:4] and Path(os.fsdecode(command[0])).name in SHELLS:
+        return int((_status(pid) or ["", "0"])[1])
     return pid
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None when it has ended."""
+    status = _status(pid)
+    return status[19] if status else None
+
+
+def _status(pid: int) -> list[str] | None:
+    """/proc/PID/stat from the process's state on; None when it has ended."""
+    try:
+        # the name in parentheses before it may hold any character, spaces and parentheses included
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def relax_gc() -> None:

@@ -6,15 +6,16 @@ with stage("score", "2") as running, statement_of(running.name):
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from components.core.errors import exit_on_user_error
+from components.core.errors import StageBusyError, exit_on_user_error
 from components.core.files import write_json
-from components.core.paths import seconds_file
+from components.core.paths import lock_file, seconds_file
 from components.core.process import die_with_parent, quiet_environment, relax_gc
 
 
@@ -57,8 +58,28 @@ def stage(name: str, key: str | None = None, *, hub: bool = False) -> Iterator[R
         os.environ["HF_HUB_OFFLINE"] = "1"
     running, started = RunningStage(stage_name(name, key)), time.monotonic()
     timing = seconds_file(running.name)
-    timing.unlink(missing_ok=True)
-    with exit_on_user_error():
+    with exit_on_user_error(), _alone(running.name):
+        timing.unlink(missing_ok=True)
         yield running
     seconds = {"seconds": time.monotonic() - started, "arithmetic": running.arithmetic.seconds}
     write_json(timing, {name: round(value, 3) for name, value in seconds.items()})
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Hold the stage's lock while this process lives. Raises StageBusyError when another process runs the stage."""
+    file = lock_file(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise StageBusyError(
+                f"{name}: another process is running this stage here (process {lock.read().strip()}); "
+                "run again when it has ended"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

@@ -17,13 +17,14 @@ from typing import Any
 
 from components.core.errors import BAD_INPUT, TRY_LATER
 from components.core.paths import seconds_file
-from components.core.process import die_with_parent, relax_gc
+from components.core.process import die_with_parent, name_as_parent, relax_gc
 
 SEPARATOR = "\x1e"
 
 
 def main() -> None:
     die_with_parent()
+    os.environ.update(name_as_parent())  # for the stages that DVC starts
     relax_gc()
     from dvc.exceptions import DvcException
     from dvc.repo import Repo

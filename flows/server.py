@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 
 from components.core.errors import Unreachable
-from components.core.process import die_with_parent, relax_gc
+from components.core.process import die_with_parent, name_as_parent, relax_gc
 
 STARTUP_SECONDS = 180  # 7 to 20 on two cores; a first start on a busy machine has taken longer
 
@@ -46,6 +46,7 @@ def start_prefect_server() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.server", str(port)],
         stdin=subprocess.DEVNULL,
+        env={**os.environ, **name_as_parent()},
         start_new_session=True,  # Ctrl-C must not reach it before the flow has said how it ended
     )
     # what is registered first runs last: Prefect still sends its last logs and states at exit

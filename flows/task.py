@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from components.core.errors import TRY_LATER
+from components.core.process import name_as_parent
 from flows.dvc_worker import SEPARATOR
 
 TAIL = 20  # lines of a failed stage that its state repeats
@@ -51,7 +52,7 @@ def dvc_worker() -> Iterator[Ask]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches the flow alone, which then ends the worker's whole group
-        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **name_as_parent()},
         text=True,
         errors="replace",
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from components.core.errors import BAD_INPUT, TRY_LATER, Unreachable, UserError
 from components.core.params import load_settings
 from components.core.process import quiet_environment
-from components.tracking.client import load_library
+from components.tracking.client import import_mlflow
 from flows.parameters import set_parameters
 from flows.server import start_prefect_server, wait_until_healthy
 from flows.workspace import WorkspaceBusyError, check_workspace, workspace_lock
@@ -43,7 +43,7 @@ def run_flow(flow: Callable[..., State[Any]], *, commit: bool = True) -> int:
     from flows.summary import print_summary
     from flows.task import StageError
 
-    load_library()  # MLflow is imported while the server starts
+    import_mlflow()  # MLflow is imported while the server starts
     wait_until_healthy()
     try:
         state = flow(commit=commit, return_state=True)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Finds a checkpoint in the project's history, by folder, digest, MLflow run or registered version."""
 
 from __future__ import annotations
 
@@ -12,43 +12,52 @@ from components.provenance.pipeline import FOLDER
 from components.tracking import registry
 
 SHORTEST_PREFIX = 8  # hex digits of a digest
+HEX_DIGITS = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a checkpoint is told of: the newest snapshot that has it, and its iteration ("base" for the base model)."""
+    """A checkpoint, the newest snapshot that recorded it, and its iteration there ("base" for the base model)."""
 
     digest: str
     snapshot: Snapshot
     iteration: str
 
+    @property
+    def iterations(self) -> list[str]:
+        """Keys of the iterations that led to it, in order; empty for the base model."""
+        last = 0 if self.iteration == "base" else int(self.iteration)
+        return [key for key in self.snapshot.iterations if int(key) <= last]
+
 
 def find_checkpoint(reference: str) -> Checkpoint:
-    """`reference`: a folder, a digest or its first 8 digits or more, an MLflow run id, models:/NAME/VERSION or
-    models:/NAME@ALIAS. Raises UserError when nothing in the history is that checkpoint.
+    """The checkpoint that `reference` names: a folder, a digest or at least its first 8 digits, an MLflow run id,
+    models:/NAME/VERSION or models:/NAME@ALIAS. Raises UserError unless the history has exactly one such checkpoint.
     """
     digest = _digest_of_reference(reference)
-    found: dict[str, Checkpoint] = {}
+    matches: dict[str, Checkpoint] = {}
     for snapshot in snapshots():
         for iteration in ("base", *snapshot.iterations):
-            made = snapshot.recorded_digest(f"models/{iteration}")
-            if made is not None and made.startswith(digest):
-                found.setdefault(made, Checkpoint(made, snapshot, iteration))
-        if len(digest) == 64 and found:
+            recorded = snapshot.recorded_digest(f"models/{iteration}")
+            if recorded is not None and recorded.startswith(digest):
+                matches.setdefault(recorded, Checkpoint(recorded, snapshot, iteration))
+        if len(digest) == 64 and matches:
             break
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if found:
-        raise UserError(f"{reference}: {len(found)} checkpoints begin so: {', '.join(sorted(found))}")
+    if len(matches) == 1:
+        return next(iter(matches.values()))
+    if matches:
+        listed = ", ".join(sorted(matches))
+        raise UserError(f"{reference}: the beginning of {len(matches)} checkpoints' digests; give more digits: {listed}")
     raise UserError(f"{reference}: no checkpoint of this project's history has the digest {digest}")
 
 
 def _digest_of_reference(reference: str) -> str:
     if Path(reference).is_dir():
         return digest_of(Path(reference))
-    if reference.startswith("models:/") or _is_run_id(reference):
+    is_hex = set(reference) <= HEX_DIGITS
+    if reference.startswith("models:/") or (is_hex and len(reference) == 32):  # 32 digits: an MLflow run id
         return registry.find_checkpoint(reference)
-    if len(reference) >= SHORTEST_PREFIX and set(reference) <= set("0123456789abcdef"):
+    if is_hex and len(reference) >= SHORTEST_PREFIX:
         return reference
     raise UserError(
         f"{reference}: neither a folder, {SHORTEST_PREFIX} or more hex digits of a checkpoint's digest, an MLflow run "
@@ -56,14 +65,10 @@ def _digest_of_reference(reference: str) -> str:
     )
 
 
-def _is_run_id(reference: str) -> bool:
-    return len(reference) == 32 and set(reference) <= set("0123456789abcdef")
-
-
 def workspace_checkpoint() -> Checkpoint:
-    """That of the workspace's last iteration."""
+    """The checkpoint of the workspace's last iteration. Raises UserError when no iteration was trained."""
     snapshot = Snapshot(WORKSPACE)
     if not snapshot.iterations:
-        raise UserError(f"{FOLDER}: no statement of a fine-tuning; `iterit run` or `dvc repro` writes them")
+        raise UserError(f"{FOLDER}: no statement of a finetune stage; `iterit run` or `dvc repro` writes them")
     key = snapshot.iterations[-1]
     return Checkpoint(str(snapshot.recorded_digest(f"models/{key}")), snapshot, key)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The connection to MLflow: which tracking server, with which timeouts, and one error when it does not answer."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from components.core.errors import Unreachable
+from components.core.errors import Unreachable, first_line
 from components.core.process import quiet_environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-
 DEFAULTS = {
     "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
-    # a server that is away is noticed in seconds: MLflow's own defaults make that 7 tries of up to 2 minutes each
+    # MLflow would try an unreachable server 7 times, for up to 2 minutes each
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
-
-LOCAL_PAGE = "http://127.0.0.1:5000"  # where `mlflow server` listens
+LOCAL_PAGE = "http://127.0.0.1:5000"  # where `mlflow server` listens by default
 
 
 def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or the SQLite store in the project folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULTS["MLFLOW_TRACKING_URI"]
 
 
 @contextmanager
-def answering() -> Iterator[None]:
-    """Turn whatever MLflow raises when it cannot do its work into one line that names the server and the way on."""
-    load_library()
+def explain_unreachable() -> Iterator[None]:
+    """Turn what MLflow raises in the block into Unreachable: one line with the server, the reason and the remedy."""
+    import_mlflow()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -42,27 +41,27 @@ def answering() -> Iterator[None]:
         client()  # opens the store
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Unreachable(
-            f"MLFLOW_TRACKING_URI {tracking_uri()}: {reason[:200]}; the training is kept, "
+            f"MLFLOW_TRACKING_URI {tracking_uri()}: {first_line(error)[:200]}; the training is kept, "
             "`dvc repro register` (or `iterit run`) records it when MLflow answers again"
         ) from error
 
 
 @functools.cache
 def client() -> MlflowClient:
-    load_library()
+    """MLflow's client for the tracking server and the model registry; one for the process."""
+    import_mlflow()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri())
 
 
-def load_library() -> None:
-    """Import MLflow, made quiet; it takes 2 s."""
+def import_mlflow() -> None:
+    """Import MLflow with this project's defaults and without its log lines."""
     quiet_environment()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic"):  # "Creating initial MLflow database tables..." and a line a migration
+    for name in ("mlflow", "alembic"):  # they log the creation of the store and each migration
         logging.getLogger(name).setLevel(logging.WARNING)
     import mlflow  # noqa: F401
 

@@ -1,24 +1,11 @@
-"""MLflow lives here and nowhere else: one parent run a pipeline run, one child run a stage, written from files.
-
-Stages write files and know nothing of MLflow. Afterwards one process reads what they wrote and logs it: the flow after
-each stage, or the `register` stage for all of them under a bare `dvc repro`. Both take the same path, so the records
-are the same, and a tracking server that is away costs no training: `dvc repro register` records everything later.
-
-What a stage used and wrote is read from dvc.lock: parameters, dependencies and outputs with their hashes.
-
-    parent run      all parameters; per iteration `evaluate/perplexity`, `score/mean_complexity`, ... (step = iteration,
-                    0 is the base model); per optimizer step `step/loss`, `step/learning_rate`, `step/gradient_norm`
-    child `score@2` its parameters, its metrics, its tables as artifacts, the records it read as dataset inputs
-
-Every function here may raise Unreachable, when the tracking server does not answer.
-"""
+"""The parent run of a pipeline run: its start and end, and the metric series over all iterations and steps."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,40 +14,57 @@ from components.core.files import flatten
 from components.core.params import read_params
 from components.core.paths import PARAMS
 from components.core.settings.pipeline import Settings
-from components.tracking.client import LOCAL_PAGE, answering, client, tracking_uri
+from components.tracking.client import LOCAL_PAGE, client, explain_unreachable, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
-
-PARENT = "mlflow.parentRunId"
-
-
-MOST_METRICS, MOST_PARAMS, LONGEST_PARAM = 1000, 100, 6000  # of one request, by MLflow's REST interface
+RUN_VARIABLE = "ITERIT_PIPELINE_RUN"  # environment variable: id of the parent run that the stage `register` completes
+PARENT = "mlflow.parentRunId"  # tag of a child run
+MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH = 1000, 100, 6000  # limits of one request to MLflow's REST interface
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineRun:
-    """The parent run. A stage whose work ended after `started` ran in it; the others came from the cache."""
+    """The parent run of a pipeline run."""
 
     experiment_id: str
     run_id: str
     url: str
-    started: float  # seconds since the epoch
+    """MLflow's page of the run."""
+    started: float
+    """Seconds since the epoch. A stage that ended later ran in this run; the others came from DVC's cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What was measured in one optimizer step."""
+
+    step: int
+    """Number over all iterations, from 1."""
+    values: Mapping[str, float]
+    """By MLflow's name of the metric: `step/loss`, ..."""
 
 
 def start_pipeline_run(
-    settings: Settings, name: str | None = None, tags: dict[str, str] | None = None, *, started: float | None = None
+    settings: Settings,
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    *,
+    started: float | None = None,
 ) -> PipelineRun:
-    """Make the parent run, with all parameters. `name` defaults to DVC_EXP_NAME, then to a name of MLflow's choice."""
-    begun = time.time() if started is None else started
-    with answering():
-        experiment_id = _experiment(settings.experiment)
+    """Create the parent run and log all parameters.
+
+    `name` defaults to DVC_EXP_NAME, then to a name of MLflow's choice; `started`, in seconds since the epoch, to now.
+    Raises UserError when the experiment was deleted in MLflow.
+    """
+    start_time = time.time() if started is None else started
+    with explain_unreachable():
         run = client().create_run(
-            experiment_id,
-            start_time=int(begun * 1000),
+            _experiment_id(settings.experiment),
+            start_time=int(start_time * 1000),
             run_name=name or os.environ.get("DVC_EXP_NAME"),
-            tags={"mlflow.source.name": "iterit", **_git_commit(), **(tags or {})},
+            tags={"mlflow.source.name": "iterit", **_git_commit_tag(), **(tags or {})},
         )
         pipeline_run = _pipeline_run(run)
         log_values(pipeline_run.run_id, params=flatten(read_params()))
@@ -69,27 +73,59 @@ def start_pipeline_run(
 
 def open_pipeline_run(run_id: str) -> PipelineRun:
     """The parent run that another process has started."""
-    with answering():
+    with explain_unreachable():
         return _pipeline_run(client().get_run(run_id))
 
 
 def finish_pipeline_run(run: PipelineRun, status: str = "FINISHED") -> None:
-    """`status` is FINISHED, FAILED or KILLED."""
-    with answering():
+    """End the run; `status` is FINISHED, FAILED or KILLED."""
+    with explain_unreachable():
         client().set_terminated(run.run_id, status=status)
 
 
-def _experiment(name: str) -> str:
-    found = client().get_experiment_by_name(name)
-    if found is None:
-        # the page then opens on training runs and models, not on traces of agents
+def log_steps(run: PipelineRun, steps: Sequence[StepMetrics]) -> None:
+    """Add optimizer steps to the series of the parent run, except those it has already.
+
+    Called while a stage trains, and once more when it has ended.
+    """
+    if not steps:
+        return
+    with explain_unreachable():
+        logged = {metric.step for metric in client().get_metric_history(run.run_id, "step/loss")}
+        new = [step for step in steps if step.step not in logged]
+        log_values(run.run_id, [metric for step in new for metric in metric_entities(step.values, step.step)])
+
+
+def metric_entities(values: Mapping[str, float], step: int | None) -> list[Metric]:
+    """The values as MLflow's metrics of one step; 0 where there is none."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(key, value, now, step or 0) for key, value in values.items()]
+
+
+def log_values(run_id: str, metrics: Sequence[Metric] = (), params: Mapping[str, Any] | None = None) -> None:
+    """Log metrics and parameters in as many requests as MLflow's limits ask for."""
+    from mlflow.entities import Param
+
+    entities = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in (params or {}).items()]
+    for start in range(0, len(metrics), MAX_METRICS):
+        client().log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+    for start in range(0, len(entities), MAX_PARAMS):
+        client().log_batch(run_id, params=entities[start : start + MAX_PARAMS])
+
+
+def _experiment_id(name: str) -> str:
+    experiment = client().get_experiment_by_name(name)
+    if experiment is None:
+        # with this kind MLflow's page opens on training runs and models, not on traces of agents
         return str(client().create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"}))
-    if found.lifecycle_stage == "deleted":
+    if experiment.lifecycle_stage == "deleted":
         raise UserError(
             f"{PARAMS}: experiment: {name}: deleted in MLflow; restore it "
-            f"(`mlflow experiments restore --experiment-id {found.experiment_id}`) or choose another name"
+            f"(`mlflow experiments restore --experiment-id {experiment.experiment_id}`) or choose another name"
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _pipeline_run(run: Run) -> PipelineRun:
@@ -99,35 +135,7 @@ def _pipeline_run(run: Run) -> PipelineRun:
     return PipelineRun(info.experiment_id, info.run_id, url, info.start_time / 1000)
 
 
-def _git_commit() -> dict[str, str]:
-    """MLflow's tag for the code's version, where this is a git repository with a commit."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {"mlflow.source.git.commit": done.stdout.strip()} if done.returncode == 0 else {}
-
-
-def metric_entities(values: dict[str, float], step: int | None) -> list[Metric]:
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    return [Metric(key, value, now, step or 0) for key, value in values.items()]
-
-
-def log_values(run_id: str, metrics: Sequence[Metric] = (), params: dict[str, Any] | None = None) -> None:
-    """Log in portions that MLflow's REST interface accepts."""
-    from mlflow.entities import Param
-
-    entities = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in (params or {}).items()]
-    for start in range(0, len(metrics), MOST_METRICS):
-        client().log_batch(run_id, metrics=metrics[start : start + MOST_METRICS])
-    for start in range(0, len(entities), MOST_PARAMS):
-        client().log_batch(run_id, params=entities[start : start + MOST_PARAMS])
-
-
-def log_steps(run: PipelineRun, steps: Sequence[tuple[int, dict[str, float]]]) -> None:
-    """Add optimizer steps to the series of the parent run; those that it has already are left out.
-
-    Called while a stage trains, and once more when it has ended.
-    """
-    with answering():
-        have = {metric.step for metric in client().get_metric_history(run.run_id, "step/loss")} if steps else set()
-        log_values(run.run_id, [metric for at, row in steps if at not in have for metric in metric_entities(row, at)])
+def _git_commit_tag() -> dict[str, str]:
+    """MLflow's tag for the version of the code; empty outside a git repository and before its first commit."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {"mlflow.source.git.commit": git.stdout.strip()} if git.returncode == 0 else {}

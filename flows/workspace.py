@@ -56,5 +56,5 @@ def check_workspace(settings: Settings) -> None:
         known = ", ".join(sorted(path.stem for path in config.parent.glob("*.json")))
         missing.append(f"{PARAMS}: finetune.deepspeed: no {config}; there are: {known}")
     if missing:
-        raise UserError("\n".join(missing))
+        raise UserError(*missing)
     check_precision(settings.finetune.deepspeed, settings.finetune.dtype)

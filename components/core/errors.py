@@ -13,9 +13,16 @@ BAD_INPUT, TRY_LATER = 2, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h
 
 
 class UserError(Exception):
-    """What is wrong, where (file, key or record), and what would be right, in one line a mistake."""
+    """What is wrong, where (file, key or record), and what would be right: one line per mistake.
+
+    Whatever a line repeats of names, keys or data is escaped: it stays one line, and never controls a terminal.
+    """
 
     exit_code = BAD_INPUT
+
+    def __init__(self, *mistakes: str) -> None:
+        self.mistakes = [printable(mistake) for mistake in mistakes]
+        super().__init__("\n".join(self.mistakes))
 
 
 class Unreachable(UserError):  # noqa: N818  it is what it says
@@ -42,8 +49,8 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        for mistake in error.mistakes:
+            print(f"error: {mistake}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
@@ -51,3 +58,10 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message; the operating system's own words for an OSError."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return str(text).splitlines()[0]
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that is no printable character: newlines, control and format characters."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

@@ -9,41 +9,55 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from components.core.errors import UserError
+from components.core.errors import UserError, first_line
 from components.core.paths import PARAMS
 from components.core.settings.block import NAME
 from components.core.settings.pipeline import Settings
 
+LONGEST_SHOWN = 80  # characters of a wrong value that an error repeats
+
 
 def read_params(path: Path = PARAMS) -> dict[str, Any]:
-    """The file as plain data; raises UserError with the line of a YAML mistake."""
+    """The file as plain data. Raises UserError, with the line of a YAML mistake."""
     if not path.is_file():
         raise UserError(f"{path}: not found; run in the project's folder")
     try:
-        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        raise UserError(f"{path}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds {type(value).__name__}, expected one block a stage (base_model:, ingest:, ...)")
     return value
 
 
+def parse_yaml(text: str, origin: str) -> Any:
+    """The value of a YAML text. Raises UserError that begins with `origin`."""
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise UserError(f"{origin}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    except RecursionError:
+        raise UserError(f"{origin}: not usable YAML: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits, the 31st of February
+        raise UserError(f"{origin}: not usable YAML: {first_line(error)}") from error
+
+
 def load_settings(path: Path = PARAMS) -> Settings:
-    """The checked settings; raises UserError with one line a mistake."""
+    """The checked settings; raises UserError with one line per mistake."""
     return check_settings(read_params(path), str(path))
 
 
 def check_settings(params: dict[str, Any], origin: str = str(PARAMS)) -> Settings:
+    """The settings of plain data. Raises UserError with one line per mistake, each beginning with `origin`."""
     try:
         return Settings.model_validate(params)
     except ValidationError as error:
-        # a value that fits no member of a union is one mistake, not one a member
+        # a value that fits no member of a union is one mistake, not one per member
         lines = {".".join(_keys(mistake)): _explain(origin, mistake) for mistake in reversed(error.errors())}
-        raise UserError("\n".join(reversed(lines.values()))) from None
+        raise UserError(*reversed(lines.values())) from None
 
 
 def _keys(mistake: Any) -> list[str]:
@@ -71,7 +85,7 @@ def _explain(origin: str, mistake: Any) -> str:
     if kind == "string_pattern_mismatch" and mistake["ctx"]["pattern"] == NAME:
         return f"{origin}: {key}: a name is made of letters, digits, - and _, and begins with a letter or digit"
     message = mistake["msg"][0].lower() + mistake["msg"][1:]
-    shown = "" if isinstance(given, dict | list) else f" {given!r}:"
+    shown = "" if isinstance(given, dict | list) else f" {repr(given)[:LONGEST_SHOWN]}:"
     return f"{origin}: {key}:{shown} {message}"
 
 

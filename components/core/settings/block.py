@@ -16,4 +16,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    """Closed, strict and immutable; numbers are finite."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )

@@ -1,4 +1,4 @@
-"""params.yaml as a whole: all blocks, the chain of iterations, and what one block asks of another."""
+"""params.yaml as a whole: all blocks, the chain of iterations, and the rules that span several blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from components.core.settings.select import SelectSettings
 
 class Iteration(Block):
     parent: str
-    """`base` for the first iteration, then the key of the one before."""
+    """`base` for the first iteration, the key of the previous iteration for the others."""
 
 
 class Settings(Block):
@@ -29,7 +29,7 @@ class Settings(Block):
     """Name of the MLflow experiment."""
     base_model: ModelSource = Field(discriminator="kind")
     proxy_model: Annotated[ModelSource, Field(discriminator="kind")] | None = None
-    """A smaller model that scores for the strategy superfiltering; written like base_model."""
+    """A smaller model that scores for the strategy superfiltering; it takes the keys of base_model."""
     ingest: IngestSettings
     dedupe: DedupeSettings
     score: ScoreSettings
@@ -42,7 +42,7 @@ class Settings(Block):
     iterations: dict[str, Iteration]
 
     @model_validator(mode="after")
-    def proxy_is_there(self) -> Settings:
+    def proxy_is_configured(self) -> Settings:
         if self.select.scored_by == "proxy" and self.proxy_model is None:
             raise ValueError(f"select.strategy {self.select.strategy} needs a proxy_model")
         return self
@@ -50,7 +50,7 @@ class Settings(Block):
     @field_validator("iterations", mode="before")
     @classmethod
     def keys_are_quoted(cls, value: Any) -> Any:
-        """DVC makes no stage at all of an integer key, and says nothing."""
+        """DVC silently makes no stage of an integer key."""
         for key in value if isinstance(value, dict) else ():
             if not isinstance(key, str):
                 raise ValueError(f"key {key} must be quoted: '{key}'")

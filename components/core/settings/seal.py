@@ -1,4 +1,4 @@
-"""`seal`: what the flow does at the end of a successful run."""
+"""`seal`: how the flow keeps the results of a successful run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class SealSettings(Block):
     commit: bool = True
     """Commit dvc.lock, params.yaml, metrics, plots and the statements after a successful run of the flow."""
     author: str = Field(default="iterit <iterit@localhost>", pattern=r"^[^<>]+ <[^<> ]+>$")
-    """Of the commit and the tag."""
+    """Author of the commit and the tag."""
     tag: bool = True
     """Tag the commit with the registered version."""
     push: bool = True
-    """`dvc push` where a default remote is configured."""
+    """Run `dvc push` when a default remote is configured."""

@@ -56,7 +56,7 @@ def _digest_of_reference(reference: str) -> str:
         return digest_of(Path(reference))
     is_hex = set(reference) <= HEX_DIGITS
     if reference.startswith("models:/") or (is_hex and len(reference) == 32):  # 32 digits: an MLflow run id
-        return registry.find_checkpoint(reference)
+        return registry.checkpoint_digest(reference)
     if is_hex and len(reference) >= SHORTEST_PREFIX:
         return reference
     raise UserError(

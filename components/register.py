@@ -1,13 +1,15 @@
-"""Stage `register`: the last checkpoint becomes a version of the registered MLflow model, and passes the gate.
+"""Stage `register`: a checkpoint becomes a version of the registered MLflow model, and passes the gate.
 
-The registry is outside DVC: this stage runs again whenever the checkpoint changes, and finds out itself whether a
-version holds that checkpoint already. Nothing is registered twice, and going back to an earlier checkpoint moves the
-alias back. Within a flow, ITERIT_PIPELINE_RUN names the MLflow run to complete; without it (`dvc repro`) the stage
-makes one, and records every stage in it.
+The checkpoint is that of the last iteration, or of the best one (gate.register). The registry is outside DVC: the stage
+runs again whenever the checkpoint changes, and looks up itself whether a version holds the checkpoint. No checkpoint is
+registered twice; going back to an earlier checkpoint moves the alias back.
 
-metrics/register.json holds what is the same wherever the pipeline runs; version and run are in .iterit/registered.json.
+In a flow, ITERIT_PIPELINE_RUN names the MLflow run to complete; without it (`dvc repro`) the stage starts a run and
+records every stage in it. metrics/register.json holds what is the same wherever the pipeline runs; the version and the
+MLflow run are in .iterit/registered.json.
 
-    python -m components.register --models models --metrics metrics --result metrics/register.json ...
+    python -m components.register --models models --metrics metrics --holdout data/holdout.parquet
+        --result metrics/register.json
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import os
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +27,7 @@ import psutil
 from components.core.files import read_json, write_json
 from components.core.params import load_settings
 from components.core.settings.pipeline import Settings
-from components.core.stage import Stopwatch, stage
+from components.core.stage import stage
 from components.promotion.champion import Candidate, pass_gate
 from components.promotion.gate import choose
 from components.promotion.registered import Registered, write_registered
@@ -33,7 +36,7 @@ from components.provenance.lockfile import make_entry
 from components.provenance.statements import statement_of
 from components.tracking import registry, runs, stages
 
-RUN_VARIABLE = "ITERIT_PIPELINE_RUN"
+BLOCKS = ("experiment", "register", "gate", "iterations")  # of params.yaml, on which the stage depends in dvc.yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +46,30 @@ class CheckpointDescription:
     model: str
     alias: str
     iteration: str
-    """Whose checkpoint gate.register chooses."""
+    """The iteration of the checkpoint, as gate.register chooses it."""
     checkpoint: str
-    """The checkpoint's digest."""
+    """Digest of the checkpoint."""
     holdout: Mapping[str, float]
     """Its metrics on the holdout."""
 
 
 def describe_checkpoint(settings: Settings, models: Path, metrics: Path) -> CheckpointDescription:
-    """The checkpoint that is to be registered. Raises UserError when a metrics file is not there."""
+    """The checkpoint to register. Raises UserError when a metrics file is missing."""
     holdouts = {key: read_json(metrics / "evaluate" / f"{key}.json") for key in settings.iterations}
     iteration = choose(holdouts, settings.gate)
-    numbers = {key: value for key, value in holdouts[iteration].items() if isinstance(value, int | float)}
     return CheckpointDescription(
-        settings.register_.name, settings.register_.alias, iteration, cached_digest(models / iteration), numbers
+        model=settings.register_.name,
+        alias=settings.register_.alias,
+        iteration=iteration,
+        checkpoint=cached_digest(models / iteration),
+        holdout={key: value for key, value in holdouts[iteration].items() if isinstance(value, int | float)},
     )
 
 
-def register(
+def register_checkpoint(
     run: runs.PipelineRun, described: CheckpointDescription, models: Path, holdout: Path
 ) -> registry.RegisteredVersion:
-    """Register the checkpoint. Raises Unreachable when MLflow does not answer."""
+    """The version of the registered model that holds the checkpoint. Raises Unreachable when MLflow does not answer."""
     tags = {
         registry.CHECKPOINT: described.checkpoint,
         "iterit.iteration": described.iteration,
@@ -80,55 +86,71 @@ def register(
     )
 
 
-def complete_records(options: argparse.Namespace, settings: Settings, arithmetic: Stopwatch) -> Registered:
-    """Record every stage in MLflow, register the checkpoint and pass the gate; metrics/register.json is written."""
+def complete_run(
+    *,
+    models: Path,
+    metrics: Path,
+    holdout: Path,
+    result: Path,
+    settings: Settings,
+    arithmetic: AbstractContextManager[object],
+) -> Registered:
+    """Record every stage in MLflow, register the checkpoint, pass it through the gate, and write `result`.
+
+    `arithmetic` is entered while a model computes: only where the champion is evaluated again.
+    """
     started = time.monotonic()
-    described = describe_checkpoint(settings, options.models, options.metrics)
-    flow_run = os.environ.get(RUN_VARIABLE)
-    begin = runs.start_pipeline_run
-    run = runs.open_pipeline_run(flow_run) if flow_run else begin(settings, started=dvc_start_time())
+    described = describe_checkpoint(settings, models, metrics)
+    flow_run = os.environ.get(runs.RUN_VARIABLE)
+    run = runs.open_pipeline_run(flow_run) if flow_run else runs.start_pipeline_run(settings, started=dvc_start_time())
     stages.record_all(run, settings, except_for=["register"])
-    version = register(run, described, options.models, options.holdout)
+    version = register_checkpoint(run, described, models, holdout)
     candidate = Candidate(version.model, version.version, described.holdout)
-    decision = pass_gate(candidate, options.holdout, settings, arithmetic)
-    write_json(options.result, asdict(described))
-    entry = make_entry(["experiment", "register", "gate", "iterations"], options.result)
-    stages.record_stage(run, "register", entry, outcome="ran", seconds=time.monotonic() - started)
+    decision = pass_gate(candidate, holdout, settings, arithmetic)
+    write_json(result, asdict(described))
+    entry, seconds = make_entry(BLOCKS, result), time.monotonic() - started  # DVC notes them down after the stage's end
+    stages.record_stage(run, "register", entry, outcome=stages.RAN, seconds=seconds)
     if not flow_run:
         runs.finish_pipeline_run(run)
     return Registered(
-        version.model,
-        described.checkpoint,
-        version.version,
-        described.alias,
-        version.is_new,
-        decision,
-        run.run_id,
-        run.url,
+        model=version.model,
+        checkpoint=described.checkpoint,
+        version=version.version,
+        alias=described.alias,
+        new=version.is_new,
+        gate=decision,
+        run_id=run.run_id,
+        url=run.url,
     )
 
 
 def dvc_start_time() -> float:
     """When the `dvc` above this process started, in seconds since the epoch; without one, this process's own start."""
-    dvcs = [process for process in psutil.Process().parents() if "dvc" in " ".join(process.cmdline()[:3])]
-    return float(min(process.create_time() for process in (*dvcs, psutil.Process())))
+    ancestors = [process for process in psutil.Process().parents() if "dvc" in " ".join(process.cmdline()[:3])]
+    return float(min(process.create_time() for process in (*ancestors, psutil.Process())))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m components.register",
-        description="Register the last checkpoint and complete the MLflow records.",
+        description="Register the checkpoint and complete the MLflow records.",
     )
     for name in ("models", "metrics", "holdout", "result"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
     with stage("register") as running, statement_of(running.name):
-        registered = complete_records(options, load_settings(), running.arithmetic)
+        registered = complete_run(
+            models=options.models,
+            metrics=options.metrics,
+            holdout=options.holdout,
+            result=options.result,
+            settings=load_settings(),
+            arithmetic=running.arithmetic,
+        )
         write_registered(registered)
-        done = "registered" if registered.new else "already registered, not again"
-        print(f"register: {registered.model} version {registered.version}: {done}; alias {registered.alias}")
-        gate = registered.gate
-        print(f"gate: {'champion' if gate.promoted else 'not the champion'}: {gate.reason}")
+        outcome = "registered" if registered.new else "already registered, not again"
+        print(f"register: {registered.model} version {registered.version}: {outcome}; alias {registered.alias}")
+        print(f"gate: {registered.gate.verdict}")
 
 
 if __name__ == "__main__":

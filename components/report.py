@@ -1,18 +1,18 @@
-"""The iterations side by side: what `dvc plots` draws, and the rows of the final table.
+"""Stage `report`: the iterations side by side, as the CSV files that `dvc plots` draws and as the rows of a table.
+
+Only iterations that params.yaml names are taken: files of an iteration that was removed there may still lie around.
 
     python -m components.report --metrics metrics --iterations data/iterations
         --series plots/iterations.csv --holdout plots/holdout.csv
         --steps plots/steps.csv --complexity plots/complexity.csv
-
-Only iterations that params.yaml names count: the files of one that was taken out there may still lie around.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from components.core.files import read_csv, read_json, write_csv
 from components.core.params import load_settings
@@ -23,6 +23,9 @@ from components.data import tables
 from components.provenance.statements import statement_of
 from components.training.state import prune_trainer_states
 
+STAGES = ("score", "select", "finetune", "evaluate")  # of one iteration
+
+# columns of the CSV files
 SERIES = (
     "iteration",
     "scored",
@@ -36,47 +39,69 @@ SERIES = (
 HOLDOUT = ("iteration", "holdout_loss", "perplexity", "holdout_complexity")
 STEPS = tuple(tables.STEPS.names)
 COMPLEXITY = ("iteration", "complexity", "candidates", "selected")
-STAGES = ("score", "select", "finetune", "evaluate")  # of one iteration
 
 
-def iteration_rows(settings: Settings, metrics: Path, iterations: Path) -> list[dict[str, Any]]:
-    """One row for the base model, then one an iteration: the keys of SERIES and `seconds`.
+@dataclass(frozen=True, slots=True)
+class IterationRow:
+    """The figures of one iteration, or of the base model, which has no selection and no training."""
 
-    `iteration` is 0 for the base model; what it does not have is None. `mean_complexity` is over the records scored,
-    `training_loss` the mean over the iteration's steps, `seconds` what its four stages took when they last ran here.
-    """
-    base = read_json(metrics / "evaluate" / "base.json")
-    rows: list[dict[str, Any]] = [{**dict.fromkeys(SERIES), "iteration": 0, **_holdout(base)}]
-    rows[0]["seconds"] = _seconds(["evaluate_base"])
-    for key in settings.iterations:
-        score, select, evaluate = (
-            read_json(metrics / name / f"{key}.json") for name in ("score", "select", "evaluate")
-        )
-        losses = [float(step["loss"]) for step in read_csv(iterations / key / "steps.csv")]
-        rows.append(
-            {
-                "iteration": int(key),
-                "scored": score["records"],
-                "selected": select["selected"],
-                "mean_complexity": score["mean_complexity"],
-                "training_loss": round(sum(losses) / len(losses), 6) if losses else None,
-                **_holdout(evaluate),
-                "seconds": _seconds([stage_name(name, key) for name in STAGES]),
-            }
-        )
-    return rows
+    iteration: int
+    """0 for the base model."""
+    scored: int | None
+    """Records scored."""
+    selected: int | None
+    """Records selected."""
+    mean_complexity: float | None
+    """Of the records scored."""
+    training_loss: float | None
+    """Mean over the iteration's optimizer steps, in nats; None when it made none."""
+    holdout_loss: float
+    """Nats per token."""
+    perplexity: float
+    """On the holdout."""
+    holdout_complexity: float
+    """Mean complexity of the holdout."""
+    seconds: float | None
+    """What its stages took when they last ran in this workspace; None when one of them never did."""
 
 
-def _holdout(evaluated: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "holdout_loss": evaluated["loss"],
-        "perplexity": evaluated["perplexity"],
-        "holdout_complexity": evaluated["mean_complexity"],
-    }
+def iteration_rows(settings: Settings, metrics: Path, iterations: Path) -> list[IterationRow]:
+    """One row for the base model, then one per iteration. Raises UserError when a file of an iteration is missing."""
+    return [_base_row(metrics), *(_iteration_row(key, metrics, iterations / key) for key in settings.iterations)]
+
+
+def _base_row(metrics: Path) -> IterationRow:
+    evaluated = read_json(metrics / "evaluate" / "base.json")
+    return IterationRow(
+        iteration=0,
+        scored=None,
+        selected=None,
+        mean_complexity=None,
+        training_loss=None,
+        holdout_loss=evaluated["loss"],
+        perplexity=evaluated["perplexity"],
+        holdout_complexity=evaluated["mean_complexity"],
+        seconds=_seconds(["evaluate_base"]),
+    )
+
+
+def _iteration_row(key: str, metrics: Path, folder: Path) -> IterationRow:
+    score, select, evaluate = (read_json(metrics / name / f"{key}.json") for name in ("score", "select", "evaluate"))
+    losses = [float(step["loss"]) for step in read_csv(folder / "steps.csv")]
+    return IterationRow(
+        iteration=int(key),
+        scored=score["records"],
+        selected=select["selected"],
+        mean_complexity=score["mean_complexity"],
+        training_loss=round(sum(losses) / len(losses), 6) if losses else None,
+        holdout_loss=evaluate["loss"],
+        perplexity=evaluate["perplexity"],
+        holdout_complexity=evaluate["mean_complexity"],
+        seconds=_seconds(stage_name(name, key) for name in STAGES),
+    )
 
 
 def _seconds(stages: Iterable[str]) -> float | None:
-    """What the stages took together; None when one of them never ran in this workspace."""
     files = [seconds_file(name) for name in stages]
     if not all(file.is_file() for file in files):
         return None
@@ -85,18 +110,14 @@ def _seconds(stages: Iterable[str]) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m components.report", description="Put the iterations side by side.")
-    parser.add_argument("--metrics", type=Path, required=True)
-    parser.add_argument("--iterations", type=Path, required=True)
-    parser.add_argument("--series", type=Path, required=True)
-    parser.add_argument("--holdout", type=Path, required=True)
-    parser.add_argument("--steps", type=Path, required=True)
-    parser.add_argument("--complexity", type=Path, required=True)
+    for name in ("metrics", "iterations", "series", "holdout", "steps", "complexity"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
     with stage("report") as running, statement_of(running.name):
         settings = load_settings()
         folders = [options.iterations / key for key in settings.iterations]
-        rows = iteration_rows(settings, options.metrics, options.iterations)
-        # the base model has a file of its own to be in: a page of plots draws an empty cell as 0
+        rows = [asdict(row) for row in iteration_rows(settings, options.metrics, options.iterations)]
+        # the base model is in a file of its own: a page of plots draws its empty cells as 0
         write_csv(options.series, SERIES, rows[1:])
         write_csv(options.holdout, HOLDOUT, rows)
         write_csv(options.steps, STEPS, [row for folder in folders for row in read_csv(folder / "steps.csv")])

@@ -1,1 +1,1 @@
-"""Whether a registered version takes the champion's place: the gate decides, the champion is moved."""
+"""Promotion of a registered version to champion: the gate decides, the registry's aliases are moved."""

@@ -1,7 +1,8 @@
-"""Moves the champion: through the gate after a retraining, or by hand.
+"""The champion of the registered model: promoted through the gate after a retraining, or by hand.
 
-Every new version gets the alias `challenger`. The first one becomes `champion` at once. The previous champion keeps the
-alias `previous_champion`, and stays loadable. The decision, its figures and its reason are tags of the version.
+Every new version gets the alias `challenger`. The first version becomes `champion` without a comparison. The previous
+champion keeps the alias `previous_champion` and can still be loaded. The gate's decision, with its figures and its
+reason, is a tag of the version.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from components.tracking.registry import CHALLENGER, CHAMPION, HOLDOUT_DIGEST, P
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A registered version that asks for promotion."""
+    """A registered version that is up for promotion."""
 
     model: str
     version: str
@@ -36,21 +37,12 @@ class Candidate:
 def pass_gate(
     candidate: Candidate, holdout: Path, settings: Settings, arithmetic: AbstractContextManager[object]
 ) -> Decision:
-    """Make the version the challenger, and the champion if it beats the present one on this holdout."""
-    champion = registry.version_with_alias(candidate.model, CHAMPION)
-    if champion is not None and champion.number == candidate.version:
-        decision = Decision(True, "is the champion already", candidate.holdout, None, candidate.version, False)
-    elif champion is None:
-        decision = decide(candidate.holdout, None, settings.gate)
-    else:
-        again = champion.tags.get(HOLDOUT_DIGEST) != file_digest(holdout)
-        if again:
-            figures = evaluate_again(candidate.model, champion.number, holdout, settings, arithmetic)
-        else:
-            figures = {name: float(champion.tags[f"holdout.{name}"]) for name in settings.gate.metrics}
-        decision = decide(
-            candidate.holdout, figures, settings.gate, champion_version=champion.number, evaluated_again=again
-        )
+    """Make the version the challenger, and the champion if the gate lets it pass.
+
+    A champion that was registered with another holdout is evaluated again on this one; `arithmetic` is entered for its
+    forward passes.
+    """
+    decision = _decide(candidate, holdout, settings, arithmetic)
     registry.set_alias(candidate.model, CHALLENGER, candidate.version)
     registry.tag_version(candidate.model, candidate.version, {"iterit.gate": json.dumps(asdict(decision))})
     if decision.promoted:
@@ -58,10 +50,33 @@ def pass_gate(
     return decision
 
 
+def _decide(
+    candidate: Candidate, holdout: Path, settings: Settings, arithmetic: AbstractContextManager[object]
+) -> Decision:
+    champion = registry.version_with_alias(candidate.model, CHAMPION)
+    if champion is None:
+        return decide(candidate.holdout, None, settings.gate)
+    if champion.number == candidate.version:
+        return Decision(True, "is the champion already", candidate.holdout, None, candidate.version, False)
+    evaluated_again = champion.tags.get(HOLDOUT_DIGEST) != file_digest(holdout)
+    if evaluated_again:
+        metrics = evaluate_again(candidate.model, champion.number, holdout, settings, arithmetic)
+    else:
+        metrics = {name: float(champion.tags[f"holdout.{name}"]) for name in settings.gate.metrics}
+    return decide(
+        candidate.holdout,
+        metrics,
+        settings.gate,
+        champion_version=champion.number,
+        evaluated_again=evaluated_again,
+    )
+
+
 def evaluate_again(
     name: str, number: str, holdout: Path, settings: Settings, arithmetic: AbstractContextManager[object]
 ) -> Mapping[str, float]:
-    """The metrics of a registered version on a holdout that it was not evaluated on; its files are downloaded."""
+    """Download a registered version and return its metrics on this holdout."""
+    # PyTorch is needed here only, and most runs do not come here
     from components.data.records import read_records
     from components.evaluation.holdout import measure
     from components.model.load import load_model
@@ -69,21 +84,21 @@ def evaluate_again(
     with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         checkpoint = registry.download_version(name, number, Path(folder))
         model, tokenizer = load_model(checkpoint, settings.score.dtype)
-        what = f"evaluate {name} version {number} again"
-        return asdict(measure(model, tokenizer, read_records(holdout), settings.score, what, arithmetic))
+        title = f"evaluate {name} version {number} again"
+        return asdict(measure(model, tokenizer, read_records(holdout), settings.score, title, arithmetic))
 
 
 def promote_by_hand(number: str) -> str:
-    """Make a version the champion, and say what changed. Raises UserError for a version that does not exist."""
+    """Make a version the champion; returns a line for people. Raises UserError when the version does not exist."""
     name = load_settings().register_.name
     if not registry.has_version(name, number):
         raise UserError(f"{name} has no version {number}")
-    before = registry.promote(name, number, "hand")
-    return f"{name} version {number} is the champion" + (f"; before it was version {before}" if before else "")
+    previous = registry.promote(name, number, "hand")
+    return f"{name} version {number} is the champion" + (f"; before it was version {previous}" if previous else "")
 
 
 def roll_back() -> str:
-    """Make the previous champion the champion again. Raises UserError when there is none."""
+    """Make the previous champion the champion again, as promote_by_hand does. Raises UserError when there is none."""
     name = load_settings().register_.name
     previous = registry.version_with_alias(name, PREVIOUS_CHAMPION)
     if previous is None:

@@ -1,4 +1,4 @@
-"""What the last `register` made of the checkpoint: its version, the gate's decision, MLflow's run. Never versioned."""
+"""What the last run of the stage `register` did: the version, the gate's decision, the MLflow run. Never versioned."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from components.promotion.gate import Decision
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A version of the registered model."""
+    """The version of the registered model that holds the checkpoint."""
 
     model: str
     checkpoint: str
-    """The checkpoint's digest."""
+    """Digest of the checkpoint."""
     version: str
     alias: str
     new: bool
-    """False when a version held the checkpoint already."""
+    """False when an earlier version holds the checkpoint."""
     gate: Decision
     run_id: str
     url: str
@@ -27,7 +27,7 @@ class Registered:
 
 
 def write_registered(registered: Registered) -> None:
-    """Note down the version for the flow, which seals and shows it."""
+    """Note down the version for the flow, which commits the run and prints the version."""
     write_json(REGISTERED, asdict(registered))
 
 

@@ -103,6 +103,8 @@ def test_the_budget_is_exact(params: dict[str, Any], ratio: float, size: int, k:
     assert check_settings(params).select.records_per_iteration(size) == k
 
 
-def test_the_readme_holds_the_table_of_parameters() -> None:
-    table = runpy.run_path(str(PROJECT / "docs" / "parameter_table.py"))["parameter_table"]()
-    assert table in (PROJECT / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_parameters_is_made_of_the_settings_and_the_pipeline() -> None:
+    page = runpy.run_path(str(PROJECT / "docs" / "parameters.py"))["parameter_page"]()
+    assert page == (PROJECT / "docs" / "parameters.md").read_text(encoding="utf-8"), (
+        "python docs/parameters.py mends it"
+    )

@@ -1,4 +1,4 @@
-"""Reads a stage from dvc.yaml, the one place that says what each stage reads and writes."""
+"""Reads dvc.yaml, which alone defines what each stage runs, reads and writes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ruamel.yaml import YAML
 from components.core.params import read_params
 from components.core.paths import PIPELINE
 
-FOLDER = "provenance"  # of the statements
+FOLDER = "provenance"  # where the statements are
 
 
 @dataclass(frozen=True, slots=True)
 class StageDefinition:
-    """A stage of dvc.yaml with its key filled in; dependencies and outputs are paths, params are dotted keys."""
+    """A stage of dvc.yaml with its `foreach` key filled in: outputs include metrics, params are dotted keys."""
 
     name: str
     command: str
@@ -27,15 +27,14 @@ class StageDefinition:
 
     @property
     def statement(self) -> Path | None:
-        """The output that is the stage's statement."""
+        """The output that holds the stage's statement; None where the stage writes none."""
         return next((Path(path) for path in self.outputs if path.startswith(f"{FOLDER}/")), None)
 
 
 def find_stage(name: str) -> StageDefinition:
-    """Raises KeyError for a stage that dvc.yaml does not have."""
-    stages = YAML(typ="safe").load(PIPELINE.read_text(encoding="utf-8"))["stages"]
+    """The stage that DVC calls `name`, such as `score@2`. Raises KeyError when dvc.yaml does not have it."""
     group, _, key = name.partition("@")
-    definition, item = stages[group], {}
+    definition, item = _stages()[group], {}
     if "foreach" in definition:
         values: Any = read_params()
         for part in definition["foreach"].strip("${}").split("."):
@@ -50,9 +49,10 @@ def find_stage(name: str) -> StageDefinition:
     def paths(kind: str) -> list[str]:
         return [fill(path if isinstance(path, str) else next(iter(path))) for path in definition.get(kind, ())]
 
+    command = " ".join(definition["cmd"].split())
     return StageDefinition(
         name,
-        fill(" ".join(definition["cmd"].split())),
+        fill(command[command.index("python") :]),  # without the check of names before it
         paths("deps"),
         paths("outs") + paths("metrics"),
         [fill(key) for key in definition.get("params", ())],
@@ -60,7 +60,11 @@ def find_stage(name: str) -> StageDefinition:
 
 
 def stage_modules() -> Mapping[str, str]:
-    """Name of each stage, without its key -> the module that its command starts: `score` -> `components.score`."""
-    stages = YAML(typ="safe").load(PIPELINE.read_text(encoding="utf-8"))["stages"]
-    commands = {name: definition.get("do", definition)["cmd"].split() for name, definition in stages.items()}
+    """Name of each stage without its key -> module that its command runs: `score` -> `components.score`."""
+    commands = {name: definition.get("do", definition)["cmd"].split() for name, definition in _stages().items()}
     return {name: words[words.index("-m") + 1] for name, words in commands.items()}
+
+
+def _stages() -> Mapping[str, Any]:
+    stages: Mapping[str, Any] = YAML(typ="safe").load(PIPELINE.read_text(encoding="utf-8"))["stages"]
+    return stages

@@ -11,6 +11,6 @@ from components.core.settings.block import Block, PositiveInt
 
 class EvaluateSettings(Block):
     samples: Annotated[int, Field(ge=0)] = 3
-    """Holdout records for which a response is generated, greedily."""
+    """Number of holdout records for which a response is generated, greedily."""
     sample_tokens: PositiveInt = 48
-    """Tokens per generated response, at most."""
+    """Maximum tokens per generated response."""

@@ -32,33 +32,33 @@ class FinetuneSettings(Block):
     batch_size: PositiveInt = 8
     """Records per optimizer step, whatever the number of processes."""
     micro_batch_size: PositiveInt = 4
-    """Records per forward pass of one process, in one row where the model allows it; accumulation is derived."""
+    """Records per forward pass of one process, packed where the model allows it; accumulation is derived."""
     max_length: Annotated[int, Field(ge=8)] = 512
-    """Tokens; longer conversations are truncated."""
+    """Maximum tokens; longer conversations are truncated."""
     loss: Literal["record", "token"] = "record"
-    """Average the response tokens' loss per record first (as the reference does), or over all tokens alike."""
+    """Average the loss over each record's response tokens, then over records; or over all tokens alike."""
     clip_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    """Gradients with a larger norm are scaled down to this one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the training; bfloat16 needs zero1, zero2 or zero3."""
     deepspeed: str = "zero0"
-    """Name of a file in conf/deepspeed: zero0 for one process, zero2 or zero3 to share memory out over several."""
+    """Name of a file in conf/deepspeed: zero0 for one process; zero2 and zero3 divide memory among several."""
     lora: LoraSettings | None = None
     """Train low-rank adapters instead of all weights."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     processes: PositiveInt = 1
-    """Processes in all, one a GPU; the stage starts the launcher itself."""
+    """Total number of processes, one per GPU; the stage starts the launcher itself."""
     hostfile: str | None = None
-    """File of lines `HOST slots=N` for training on several machines that share this folder."""
+    """File with a line `HOST slots=N` per machine, for training on several machines that share this folder."""
     save_steps: PositiveInt = 100
-    """A killed stage loses at most so many optimizer steps."""
+    """Optimizer steps between checkpoints: the most that a killed stage loses."""
     keep_states: Literal["newest", "all"] = "newest"
-    """Trainer states (three times the model): of the newest iteration, on this machine; or of all, versioned by DVC."""
+    """Trainer states, each three times the size of the model: the newest, on this machine; or all, versioned by DVC."""
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Seed of every random stream."""
     deterministic: bool = True
-    """Only algorithms that give the same bits again; docs/method.md has the cost."""
+    """Use only algorithms that are reproducible to the last bit; docs/method.md has the cost."""
 
     @model_validator(mode="after")
     def batch_divides(self) -> FinetuneSettings:

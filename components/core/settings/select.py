@@ -13,9 +13,9 @@ from components.core.settings.block import Block, PositiveInt, Share
 
 class Quota(Block):
     min_share: Share = 0.0
-    """Share of the picks that the source gets at least, as far as it has eligible records."""
+    """Minimum share of the picks, as far as the source has aligned records."""
     max_share: Share = 1.0
-    """Share of the picks that the source gets at most."""
+    """Maximum share of the picks."""
 
 
 class SelectSettings(Block):
@@ -36,19 +36,19 @@ class SelectSettings(Block):
     ratio: float | int = 0.05
     """Share of the pool (up to 1) or a whole number of records, the same in every iteration."""
     update_ratio: float = Field(default=3.0, ge=1)
-    """Iterations after the first score update_ratio x k candidates again; 1 scores the whole pool every time."""
+    """Iterations after the first score update_ratio x k candidates again; with 1 they score the whole pool."""
     diversity_decay: Share = 0.1
-    """Weight left to an n-gram after a pick that has it."""
+    """Factor on the weight of an n-gram after each pick that contains it."""
     tokens: PositiveInt | None = None
-    """A budget of response tokens in place of `ratio`: a record that does not fit any more is passed over."""
+    """Budget of response tokens instead of `ratio`; a record that no longer fits is passed over."""
     quotas: dict[str, Quota] = Field(default_factory=dict)
-    """By source: the share of the picks that it gets at least and at most."""
+    """Minimum and maximum share of the picks, by source."""
     seed: int = Field(default=42, ge=0, lt=2**32)
-    """Of the strategy random."""
+    """Seed of the strategy random."""
     perplexity_range: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.25, 0.75]
-    """Of the strategy perplexity: quantiles of nll_conditional."""
+    """Strategy perplexity: quantiles of nll_conditional between which records are eligible."""
     max_similarity: Share = 0.9
-    """Of the strategy deita-style: cosine with an earlier pick above which a record is left out."""
+    """Strategy deita-style: cosine with an earlier pick above which a record is left out."""
 
     @model_validator(mode="after")
     def quotas_can_be_met(self) -> SelectSettings:
@@ -66,7 +66,7 @@ class SelectSettings(Block):
 
     @property
     def scored_by(self) -> Literal["current", "base", "proxy"]:
-        """Whose complexity the strategy goes by: the model as trained so far, or one that stays the same."""
+        """Which model's complexity the strategy uses: the model as trained so far, or one that stays the same."""
         if self.strategy == "superfiltering":
             return "proxy"
         return "base" if self.strategy == "iterit-static" else "current"

@@ -1,1 +1,1 @@
-"""What runs, when, and with what retry. Prefect lives here and nowhere else."""
+"""What runs, when, and with which retries. Prefect is imported in this package and nowhere else."""

@@ -1,7 +1,7 @@
-"""The `iterit` command. Heavy imports wait inside the commands: --help and mistakes answer at once.
+"""The `iterit` command. Heavy imports wait inside the commands, so that --help and mistakes answer at once.
 
-Exit codes: 0 done (or nothing new), 1 a stage failed, 2 something the user can mend, 75 try again later (another run
-is at work, something unreachable did not answer), 130 Ctrl-C.
+Exit codes: 0 done (or nothing new), 1 a stage failed, 2 a mistake that the user can mend, 75 try again later (another
+run is at work, or a server does not answer), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def rollback() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit; a UserError becomes one line a mistake."""
+    """Run the command line and exit; every mistake of a UserError becomes one `error:` line."""
     relax_gc()
     with exit_on_user_error():
         app(arguments)

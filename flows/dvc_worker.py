@@ -1,9 +1,15 @@
-"""One DVC process for a whole run. It is told on standard input what to do, and answers between what it prints.
+"""The DVC process of a flow run: it reads requests from standard input and answers between the lines that DVC prints.
 
-A process of its own for every `dvc repro` would cost 1 s to 2 s a stage. Requests are JSON lines, {"do": "status"},
-{"do": "environment", "NAME": "value"} or {"do": "reproduce", "stage": "score@2"}; an answer is a
-JSON line after the record separator of RFC 7464, so that everything that DVC or the stage printed has been read when
-the answer is.
+One process serves the whole run, because importing DVC for each stage would cost more than many stages take.
+
+    request (a JSON line)                           answer
+    {"do": "status"}                                {"changed": [stages that are not up to date]}
+    {"do": "environment", "NAME": "value"}          {}; sets environment variables of the stages
+    {"do": "reproduce", "stage": "score@2"}         {"came": "cached", "restored" or "ran"}
+    any, when DVC or the stage failed               {"error": reason, "exit_code": the stage's, or null}
+
+An answer is a JSON line after the record separator of RFC 7464. It comes on the same stream as what DVC and the stage
+print, so a reader that has the answer has read everything printed before it.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ SEPARATOR = "\x1e"
 
 
 def main() -> None:
+    """Answer requests until standard input ends."""
     die_with_parent()
     os.environ.update(name_as_parent())  # for the stages that DVC starts
     relax_gc()
@@ -30,11 +37,11 @@ def main() -> None:
     from dvc.repo import Repo
     from dvc.scm import SCMError
 
-    # of DVC's own lines the flow's log needs only that a stage begins, which it cannot know itself
+    # the flow's log needs one of DVC's own lines: that a stage begins to run
     logging.getLogger("dvc").setLevel(logging.WARNING)
-    begins = logging.getLogger("dvc.stage.run")
-    begins.setLevel(logging.INFO)
-    begins.addFilter(say_that_a_stage_begins)
+    stage_logger = logging.getLogger("dvc.stage.run")
+    stage_logger.setLevel(logging.INFO)
+    stage_logger.addFilter(announce_stage)
     try:
         repo = Repo(os.curdir)
     except (DvcException, SCMError) as error:  # no git repository, or a configuration that DVC cannot read
@@ -45,8 +52,17 @@ def main() -> None:
             print(SEPARATOR + json.dumps(answer(repo, json.loads(line))), flush=True)
 
 
+def announce_stage(record: logging.LogRecord) -> bool:
+    """A logging filter: prints `running` for DVC's line that a stage begins, and passes only warnings and errors."""
+    if record.levelno > logging.INFO:
+        return True
+    if record.msg.startswith("Running stage"):
+        print("running", flush=True)
+    return False
+
+
 def answer(repo: Any, request: dict[str, str]) -> dict[str, Any]:
-    """What came of a request; {"error": ..., "exit_code": ...} where DVC or the stage failed."""
+    """The answer to a request; see the head of this file."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
 
@@ -66,24 +82,16 @@ def answer(repo: Any, request: dict[str, str]) -> dict[str, Any]:
         return {"error": str(cause), "exit_code": int(exit_code[1]) if exit_code else None}
 
 
-def say_that_a_stage_begins(record: logging.LogRecord) -> bool:
-    if record.levelno > logging.INFO:
-        return True
-    if record.msg.startswith("Running stage"):
-        print("running", flush=True)
-    return False
-
-
 def reproduce(repo: Any, stage: str) -> str:
-    """`cached`: nothing that it depends on has changed; `restored`: from DVC's run cache; or `ran`."""
-    before = _ended(stage)
+    """Bring a stage up to date: it is `cached` (nothing has changed), `restored` (from the run cache), or it `ran`."""
+    ended_before = _end_time(stage)
     if not repo.reproduce(stage, single_item=True):
         return "cached"
-    # a stage that really ran has written how long it took
-    return "ran" if _ended(stage) != before else "restored"
+    # a stage that has run has written its seconds file anew
+    return "ran" if _end_time(stage) != ended_before else "restored"
 
 
-def _ended(stage: str) -> int | None:
+def _end_time(stage: str) -> int | None:
     file = seconds_file(stage)
     return file.stat().st_mtime_ns if file.exists() else None
 

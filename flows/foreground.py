@@ -1,6 +1,6 @@
 """One run of the flow in this process: checks and a Prefect server before it, the summary or its error after it.
 
-Prefect reads its settings when it is imported, so `prepare_run` comes before that; nothing here imports it at the top.
+Prefect reads its settings when it is imported. So `prepare_run` is called first, and this module does not import it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from flows.workspace import WorkspaceBusyError, check_workspace, workspace_lock
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
-FAILED, INTERRUPTED = 1, 130  # exit codes; 130 as a shell counts: 128 + SIGINT
+FAILED, INTERRUPTED = 1, 130  # exit codes; 130 is a shell's code for SIGINT: 128 + 2
 
 
 def prepare_run(assignments: Sequence[str] = ()) -> None:
-    """Make the assignments in params.yaml, check everything, and start a Prefect server where none is configured.
+    """Make the assignments in params.yaml, check the project, and start a Prefect server when none is configured.
 
     Raises UserError for a mistake, Unreachable when another run is at work in this folder.
     """
     set_parameters(assignments, check_workspace)
     try:
         with workspace_lock():
-            pass  # the flow takes it again; a busy folder is known without Prefect
+            pass  # the flow takes the lock; here a busy folder is noticed before Prefect is imported
     except WorkspaceBusyError as busy:
         raise Unreachable(f"{busy}; try again when it has ended") from None
     quiet_environment()
@@ -39,11 +39,14 @@ def prepare_run(assignments: Sequence[str] = ()) -> None:
 
 
 def run_flow(flow: Callable[..., State[Any]], *, commit: bool = True) -> int:
-    """Run the flow, print what it leads to, and return the exit code. Raises its UserError."""
+    """Run the flow, print the summary or the failed stage's errors, and return the exit code.
+
+    Raises the flow's UserError, and Unreachable when another run is at work in this folder.
+    """
     from flows.summary import print_summary
     from flows.task import StageError
 
-    import_mlflow()  # MLflow is imported while the server starts
+    import_mlflow()  # while the server starts
     wait_until_healthy()
     try:
         state = flow(commit=commit, return_state=True)

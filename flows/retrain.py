@@ -1,10 +1,10 @@
-"""The retraining flow: the method as a list of stages; DVC runs each only if something that it depends on has changed.
+"""The retraining flow: the method as a list of stages; DVC runs each stage only if something it depends on has changed.
 
     iterit run                       from the project's folder
     python -m flows.retrain          the same
 
-dvc.yaml describes the pipeline; this drives it and shows it: a task run per stage, a table per iteration, a link to the
-MLflow run.
+dvc.yaml describes the pipeline; the flow drives it and shows it in Prefect: a task run per stage, a table per
+iteration, a link to the MLflow run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ if __name__ == "__main__":  # before Prefect is imported
         prepare_run()
 
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -28,20 +29,20 @@ from prefect.states import Completed, Failed
 
 from components.core.params import load_settings
 from components.core.settings.pipeline import Settings
-from components.report import iteration_rows
+from components.tracking.runs import RUN_VARIABLE
 from flows.recording import recording
 from flows.seal import seal
+from flows.summary import read_rows
 from flows.task import StageError, dvc_worker, run_stage
 from flows.workspace import WorkspaceBusyError, check_workspace, workspace_lock
-
-METRICS, ITERATIONS = Path("metrics"), Path("data/iterations")
 
 
 @flow(name="retrain")
 def retrain(commit: bool = True) -> State[Any]:
-    """Retrain with params.yaml as it is; without `commit` the results' commit is left to the user.
+    """Retrain with params.yaml as it is; without `commit` nothing is committed, whatever seal.commit says.
 
-    The state's name is Retrained, Unchanged, Busy or Failed; the result of a failed one is its UserError or StageError.
+    The state's name is Retrained, Unchanged, Busy or Failed; the result of a failed state is its UserError or
+    StageError.
     """
     try:
         settings = load_settings()
@@ -62,46 +63,51 @@ def _retrain(settings: Settings) -> State[str]:
     logger = get_run_logger()
     with dvc_worker() as ask:
         status = ask({"do": "status"}, logger.info)
-        if "error" in status:
-            raise StageError("dvc", status["exit_code"], [], status["error"])
-        if not status["changed"]:
+        if status.error is not None:
+            raise StageError("dvc", status.exit_code, [], status.error)
+        if not status.changed:
             logger.info("nothing new: data, parameters and code are those of the last run; nothing to retrain")
             return Completed(name="Unchanged", data="unchanged")
-        with recording(settings, logger) as record:
-            if record.run is not None:
-                ask({"do": "environment", "ITERIT_PIPELINE_RUN": record.run.run_id}, logger.info)
-                create_link_artifact(record.run.url, "MLflow run", key="mlflow-run")
+        with recording(settings, logger) as records:
+            if records.run is not None:
+                ask({"do": "environment", RUN_VARIABLE: records.run.run_id}, logger.info)
+                create_link_artifact(records.run.url, "MLflow run", key="mlflow-run")
 
-            def step(stage: str) -> None:
-                with record.watching(stage):
+            def run(stage: str) -> None:
+                with records.logging_steps(stage):
                     run_stage(stage, ask, return_state=True).result()  # raises StageError
-                if stage != "register":  # it completes the record itself
-                    record.record(stage)
+                if stage != "register":  # it records itself
+                    records.record(stage)
 
-            step("base_model")
-            for source in settings.ingest.files:
-                step(f"manifest@{source}")
-            step("ingest")
-            step("dedupe")
-            step("evaluate_base")
-            for iteration in settings.iterations:
-                step(f"score@{iteration}")
-                step(f"select@{iteration}")
-                step(f"finetune@{iteration}")
-                step(f"evaluate@{iteration}")
-                _show_iteration(settings, iteration)
-            step("report")
-            record.wait()  # two must not write the record at once
-            step("register")
+            _run_stages(settings, run)
+            records.wait()  # `register` writes to the same MLflow run
+            run("register")
             seal(settings.seal, flow_run.id, logger)
     return Completed(name="Retrained", data="retrained")
 
 
-def _show_iteration(settings: Settings, iteration: str) -> None:
-    """Show the iterations up to this one as a table; Prefect keeps its versions under one key."""
-    until = {key: value for key, value in settings.iterations.items() if int(key) <= int(iteration)}
-    rows = iteration_rows(settings.model_copy(update={"iterations": until}), METRICS, ITERATIONS)
-    create_table_artifact(rows, key=f"iteration-{iteration}", description=f"Up to iteration {iteration}")
+def _run_stages(settings: Settings, run: Callable[[str], None]) -> None:
+    """Run every stage before `register`: the data, then the iterations of the method, then the report."""
+    run("base_model")
+    for source in settings.ingest.files:
+        run(f"manifest@{source}")
+    run("ingest")
+    run("dedupe")
+    run("evaluate_base")
+    for iteration in settings.iterations:
+        run(f"score@{iteration}")
+        run(f"select@{iteration}")
+        run(f"finetune@{iteration}")
+        run(f"evaluate@{iteration}")
+        _show_iterations(settings, iteration)
+    run("report")
+
+
+def _show_iterations(settings: Settings, last: str) -> None:
+    """Show the iterations up to `last` as a table in Prefect, which keeps one table per iteration."""
+    iterations = {key: value for key, value in settings.iterations.items() if int(key) <= int(last)}
+    rows = [asdict(row) for row in read_rows(settings.model_copy(update={"iterations": iterations}))]
+    create_table_artifact(rows, key=f"iteration-{last}", description=f"Up to iteration {last}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prefect's runner of scheduled flow runs, made to end as quietly on SIGTERM as on Ctrl-C."""
+"""Prefect's runner of scheduled flow runs, changed to end as quietly on SIGTERM as on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ SECONDS_BETWEEN_INTERRUPTS = 3.0
 
 
 class QuietRunner(Runner):
+    """A runner that takes SIGTERM as Ctrl-C."""
+
     def handle_sigterm(self, *_args: Any, **_kwargs: Any) -> None:
-        # Prefect's own way leaves a coroutine that nobody awaits, and now and then a traceback
+        # Prefect's own handler leaves a coroutine that is never awaited, and sometimes a traceback
         threading.Thread(target=_interrupt, daemon=True, name="interrupt").start()
 
 
 def _interrupt() -> None:
-    """As Ctrl-C, until it is heard: the first one is lost where it meets a flow run that is just ending."""
+    """Send SIGINT until the process ends: one that arrives as a flow run ends is lost."""
     while True:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(SECONDS_BETWEEN_INTERRUPTS)
 
 
 def keep_serving(deployment: RunnerDeployment) -> None:
-    """Run the deployment when it is due, one run at a time, until SIGTERM or Ctrl-C."""
-    # a shell starts what it puts into the background with SIGINT ignored
+    """Run the deployment whenever it is due, one run at a time, until SIGTERM or Ctrl-C."""
+    # a process that a shell starts in the background ignores SIGINT
     signal.signal(signal.SIGINT, signal.default_int_handler)
     runner = QuietRunner(limit=1)
     runner.add_deployment(deployment)

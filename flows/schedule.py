@@ -1,4 +1,4 @@
-"""Retraining on a schedule: a Prefect deployment of the flow, kept by this process."""
+"""Retraining on a schedule: a Prefect deployment of the flow, served by this process."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
 from components.core.errors import UserError
+from components.core.params import load_settings
 from components.core.process import quiet_environment
+from flows.server import start_prefect_server, wait_until_healthy
+from flows.workspace import check_workspace
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
-
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def parse_interval(text: str) -> timedelta:
-    """`90s`, `30m`, `6h` or `7d`; raises UserError for anything else."""
+    """The length of `90s`, `30m`, `6h` or `7d`. Raises UserError for anything else."""
     match = re.fullmatch(r"([1-9]\d*)([smhd])", text.strip())
     if not match:
         raise UserError(f"--interval {text}: expected a whole number and a unit: 90s, 30m, 6h or 7d")
@@ -25,7 +27,7 @@ def parse_interval(text: str) -> timedelta:
 
 
 def check_cron(text: str) -> str:
-    """The cron line; raises UserError when it is none."""
+    """The cron line, unchanged. Raises UserError when it is not a valid one."""
     from cronsim import CronSim, CronSimError
 
     try:
@@ -36,24 +38,23 @@ def check_cron(text: str) -> str:
 
 
 def serve_schedule(cron: str | None, interval: str | None) -> None:
-    """Keep the deployment `retrain/scheduled` until SIGTERM or Ctrl-C; one run at a time."""
+    """Serve the deployment `retrain/scheduled` until SIGTERM or Ctrl-C, one flow run at a time.
+
+    Raises UserError unless exactly one of `cron` and `interval` is given, and for a mistake in the project.
+    """
     if (cron is None) == (interval is None):
         raise UserError("serve: give either --cron or --interval")
     if cron is not None:
         check_cron(cron)
     every = parse_interval(interval) if interval is not None else None
-
-    from components.core.params import load_settings
-    from flows.server import start_prefect_server, wait_until_healthy
-    from flows.workspace import check_workspace
-
     check_workspace(load_settings())
     quiet_environment()
     start_prefect_server()
 
+    # Prefect reads its settings when it is imported
     from flows.retrain import retrain
     from flows.runner import keep_serving
 
     wait_until_healthy()
-    # a coroutine only where an event loop runs
+    # it is a coroutine only inside an event loop
     keep_serving(cast("RunnerDeployment", retrain.to_deployment("scheduled", cron=cron, interval=every)))

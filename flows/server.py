@@ -1,8 +1,8 @@
-"""A Prefect server that ends with whoever started it.
+"""A Prefect server that ends with the process that started it.
 
-Prefect starts a temporary server by itself when none is configured, but leaves it behind when the flow is killed.
-This one ends with it, and boots while the flow's own imports go on. prefect.toml has Prefect's settings; those that
-it cannot have are DEFAULTS.
+When no server is configured, Prefect starts a temporary one by itself, which outlives a killed flow. This server ends
+with the flow, and starts while the flow imports its libraries. Prefect's settings are in prefect.toml; DEFAULTS has
+those that it cannot hold.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import urllib.request
 from components.core.errors import Unreachable
 from components.core.process import die_with_parent, name_as_parent, relax_gc
 
-STARTUP_SECONDS = 180  # 7 to 20 on two cores; a first start on a busy machine has taken longer
-
+STARTUP_SECONDS = 180  # a first start creates Prefect's database, which takes long on a busy machine
 
 DEFAULTS = {
     "PREFECT_LOGGING_FORMATTERS_STANDARD_DATEFMT": "%H:%M:%S",
@@ -32,9 +31,9 @@ DEFAULTS = {
 
 
 def start_prefect_server() -> None:
-    """From here on PREFECT_API_URL names a server: the user's, or one that ends with this process.
+    """Start a server and name it in PREFECT_API_URL, unless the user names one there.
 
-    Call it before Prefect is imported: Prefect reads the environment then.
+    Call it before Prefect is imported, which reads the environment then.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -47,9 +46,9 @@ def start_prefect_server() -> None:
         [sys.executable, "-m", "flows.server", str(port)],
         stdin=subprocess.DEVNULL,
         env={**os.environ, **name_as_parent()},
-        start_new_session=True,  # Ctrl-C must not reach it before the flow has said how it ended
+        start_new_session=True,  # Ctrl-C must not reach it before the flow has reported its end
     )
-    # what is registered first runs last: Prefect still sends its last logs and states at exit
+    # exit handlers run in reverse order: Prefect, imported later, sends its last logs before the server stops
     atexit.register(_stop, process)
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
 
@@ -63,7 +62,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until_healthy() -> None:
-    """Block until the server of PREFECT_API_URL answers; raises Unreachable after three minutes."""
+    """Return once the server of PREFECT_API_URL answers. Raises Unreachable after STARTUP_SECONDS."""
     url = os.environ["PREFECT_API_URL"]
     deadline = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < deadline:
@@ -76,6 +75,7 @@ def wait_until_healthy() -> None:
 
 
 def main() -> None:
+    """Serve Prefect's API on the port that the command line names."""
     die_with_parent()
     relax_gc()
     import uvicorn

@@ -1,11 +1,11 @@
-"""What a person reads at the end of a run: the iterations side by side, where things are, and how to look at them."""
+"""The summary at the end of a run: the iterations side by side, where the results are, and how to look at them."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 from rich.box import SIMPLE_HEAD
@@ -16,11 +16,12 @@ from components.core.files import read_json
 from components.core.paths import SECONDS
 from components.core.settings.pipeline import Settings
 from components.promotion.registered import read_registered
-from components.report import iteration_rows
+from components.report import IterationRow, iteration_rows
+from components.tracking.client import LOCAL_PAGE as MLFLOW_PAGE
 
-METRICS, ITERATIONS = Path("metrics"), Path("data/iterations")
+PREFECT_PAGE = "http://127.0.0.1:4200"  # where `prefect server` listens by default
 
-COLUMNS = {
+COLUMNS = {  # field of IterationRow: heading, format
     "iteration": ("iteration", "d"),
     "scored": ("records\nscored", ",d"),
     "selected": ("records\nselected", ",d"),
@@ -32,37 +33,40 @@ COLUMNS = {
 }
 
 
-def summary_table(rows: list[dict[str, Any]]) -> Table:
+def read_rows(settings: Settings) -> list[IterationRow]:
+    """The rows of the workspace's iterations, from where dvc.yaml puts their files."""
+    return iteration_rows(settings, Path("metrics"), Path("data/iterations"))
+
+
+def summary_table(rows: Sequence[IterationRow]) -> Table:
+    """The rows as a table for the terminal; `-` for a figure that a row does not have."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     for heading, _ in COLUMNS.values():
         table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for row in rows:
-        cells = ["-" if row[key] is None else format(row[key], form) for key, (_, form) in COLUMNS.items()]
-        table.add_row("base" if row["iteration"] == 0 else cells[0], *cells[1:])
+        values = [(getattr(row, field), form) for field, (_, form) in COLUMNS.items()]
+        cells = ["-" if value is None else format(value, form) for value, form in values]
+        table.add_row("base" if row.iteration == 0 else cells[0], *cells[1:])
     return table
 
 
 def print_summary(settings: Settings, *, new: bool) -> None:
-    """Print the table and where to look; `new` is False when the run found nothing to do."""
+    """Print the table and where to look; `new` is False when the run had nothing to do."""
     console = Console(highlight=False, soft_wrap=True)
     console.print()
-    console.print(summary_table(iteration_rows(settings, METRICS, ITERATIONS)))
-    last = list(settings.iterations)[-1]
+    console.print(summary_table(read_rows(settings)))
     if new:
         console.print(f"time         {_describe_time()}")
     else:
         console.print("nothing new: this is the last run's result; nothing was registered")
-    console.print(f"checkpoint   models/{last}")
+    console.print(f"checkpoint   models/{list(settings.iterations)[-1]}")
     if registered := read_registered():
-        console.print(
-            f"registered   {registered.model} version {registered.version}: "
-            f"models:/{registered.model}@{registered.alias}"
-        )
-        gate = registered.gate
-        console.print(f"gate         {'champion' if gate.promoted else 'not the champion'}: {gate.reason}")
+        reference = f"models:/{registered.model}@{registered.alias}"
+        console.print(f"registered   {registered.model} version {registered.version}: {reference}")
+        console.print(f"gate         {registered.gate.verdict}")
     pages = {
-        f"MLflow       {_command('mlflow')} server --workers 1": "http://127.0.0.1:5000",
-        f"Prefect      {_command('prefect')} server start": "http://127.0.0.1:4200",
+        f"MLflow       {_command('mlflow')} server --workers 1": MLFLOW_PAGE,
+        f"Prefect      {_command('prefect')} server start": PREFECT_PAGE,
     }
     width = max(map(len, pages))
     for command, address in pages.items():
@@ -70,15 +74,15 @@ def print_summary(settings: Settings, *, new: bool) -> None:
 
 
 def _describe_time() -> str:
-    """How long this process has been at it, and how much of that was the model's arithmetic in the stages that ran."""
-    began = psutil.Process().create_time()
-    stages = (file for file in SECONDS.glob("*.json") if file.stat().st_mtime > began)
+    """How long this process has run, and how much of that the model computed in the stages that ran."""
+    started = psutil.Process().create_time()
+    stages = (file for file in SECONDS.glob("*.json") if file.stat().st_mtime > started)
     arithmetic = sum(read_json(file)["arithmetic"] for file in stages)
-    whole = time.time() - began
-    return f"{whole:.0f} s: {arithmetic:.0f} s of the model's arithmetic, {whole - arithmetic:.0f} s of everything else"
+    total = time.time() - started
+    return f"{total:.0f} s: {arithmetic:.0f} s of the model's arithmetic, {total - arithmetic:.0f} s of everything else"
 
 
 def _command(name: str) -> str:
-    """The program of this environment, as one types it in this folder."""
+    """The program of this environment, as a user types it in this folder."""
     program = Path(sys.executable).with_name(name)
     return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)

@@ -1,4 +1,4 @@
-"""One Prefect task is one DVC stage: it runs if anything that it depends on has changed, and is logged line by line."""
+"""One Prefect task is one DVC stage: it runs when something it depends on has changed, and is logged line by line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,25 @@ from flows.dvc_worker import SEPARATOR
 TAIL = 20  # lines of a failed stage that its state repeats
 
 
-Ask = Callable[[dict[str, str], Callable[[str], None]], dict[str, Any]]
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The DVC process's answer to a request."""
+
+    changed: Sequence[str] = ()
+    """Answer to `status`: the stages that are not up to date."""
+    came: str = ""
+    """Answer to `reproduce`: `cached`, `restored` or `ran`."""
+    error: str | None = None
+    """The reason, when DVC or the stage failed."""
+    exit_code: int | None = None
+    """The failed stage's, where there is one."""
+
+
+Ask = Callable[[dict[str, str], Callable[[str], None]], Answer]
 
 
 class StageError(Exception):
-    """A stage ended with an error; the message is what it says is wrong, or else the end of what it printed."""
+    """A stage failed. The message holds the errors that it printed, or else the last lines that it printed."""
 
     def __init__(self, stage: str, exit_code: int | None, printed: Sequence[str], reason: str) -> None:
         mistakes = [line for line in printed if line.startswith("error: ")]
@@ -40,12 +55,11 @@ class StageError(Exception):
 
 @contextmanager
 def dvc_worker() -> Iterator[Ask]:
-    """A DVC process (flows/dvc_worker.py) and the function that asks it; it and its stages end with the block.
+    """Start a DVC process (flows/dvc_worker.py) and yield the function that asks it; the block's end kills its group.
 
-    The function sends one request, hands every line that is printed meanwhile to its second argument, and returns
-    the answer.
+    The function sends one request, passes every line printed meanwhile to its second argument, and returns the answer.
     """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # dvc.yaml says `python`
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # dvc.yaml starts `python`
     worker = subprocess.Popen(
         [sys.executable, "-m", "flows.dvc_worker"],
         stdin=subprocess.PIPE,
@@ -57,9 +71,9 @@ def dvc_worker() -> Iterator[Ask]:
         errors="replace",
     )
 
-    def ask(request: dict[str, str], on_line: Callable[[str], None]) -> dict[str, Any]:
+    def ask(request: dict[str, str], on_line: Callable[[str], None]) -> Answer:
         assert worker.stdin and worker.stdout
-        with suppress(BrokenPipeError):  # its output ends then, too
+        with suppress(BrokenPipeError):  # then its output has ended, too
             worker.stdin.write(json.dumps(request) + "\n")
             worker.stdin.flush()
         for line in worker.stdout:
@@ -67,9 +81,8 @@ def dvc_worker() -> Iterator[Ask]:
             if printed.strip():
                 on_line(printed)
             if separator:
-                reply: dict[str, Any] = json.loads(answer)
-                return reply
-        return {"error": f"the DVC process ended with code {worker.wait()}", "exit_code": None}
+                return Answer(**json.loads(answer))
+        return Answer(error=f"the DVC process ended with code {worker.wait()}")
 
     try:
         yield ask
@@ -80,7 +93,7 @@ def dvc_worker() -> Iterator[Ask]:
 
 
 def _can_be_retried(task: Any, run: Any, state: State[Any]) -> bool:  # noqa: ARG001  Prefect's signature
-    """Only something unreachable is worth another try; bad settings or too little memory stay what they are."""
+    """Whether something did not answer; wrong settings or too little memory would fail again."""
     failure = state.result(raise_on_failure=False)
     return isinstance(failure, StageError) and failure.exit_code == TRY_LATER
 
@@ -93,9 +106,9 @@ def _can_be_retried(task: Any, run: Any, state: State[Any]) -> bool:  # noqa: AR
     cache_policy=NO_CACHE,  # DVC is the only cache
 )
 def run_stage(stage: str, ask: Ask) -> State[Any]:
-    """Bring one stage up to date; the state's name tells Ran, Restored (from DVC's run cache), Cached or Failed.
+    """Bring one stage up to date; the state's name is Ran, Restored (from DVC's run cache), Cached or Failed.
 
-    The result of a failed state is the StageError: raised, it would fill the log with Prefect's own traceback.
+    The result of a failed state is the StageError. If it were raised, Prefect would log its traceback.
     """
     logger = get_run_logger()
     lines: deque[str] = deque(maxlen=TAIL)
@@ -104,8 +117,8 @@ def run_stage(stage: str, ask: Ask) -> State[Any]:
         lines.append(line)
         logger.info("%s", line.removeprefix(f"{stage}: "))
 
-    reply = ask({"do": "reproduce", "stage": stage}, log)
-    if "error" in reply:
-        error = StageError(stage, reply["exit_code"], lines, reply["error"])
+    answer = ask({"do": "reproduce", "stage": stage}, log)
+    if answer.error is not None:
+        error = StageError(stage, answer.exit_code, lines, answer.error)
         return Failed(message=str(error), data=error)
-    return Completed(name=reply["came"].capitalize(), data=reply["came"])
+    return Completed(name=answer.came.capitalize(), data=answer.came)

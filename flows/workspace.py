@@ -1,4 +1,4 @@
-"""The folder that a run works in: what must be there before anything starts, and that one run at a time is in it."""
+"""The project folder of a run: what must exist before anything starts, and a lock that allows one run at a time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from components.core.errors import UserError
-from components.core.paths import PARAMS, SCRATCH
+from components.core.paths import PARAMS, PIPELINE, SCRATCH
 from components.core.settings.pipeline import Settings
 from components.training.deepspeed import CONFIGS, check_precision
 
-LOCK = SCRATCH / "lock"
+RUN_LOCK = SCRATCH / "lock"
 
 
 class WorkspaceBusyError(Exception):
@@ -22,9 +22,9 @@ class WorkspaceBusyError(Exception):
 
 @contextmanager
 def workspace_lock() -> Iterator[None]:
-    """Hold the folder for one run, however it ends; raises WorkspaceBusyError with the other's process id."""
-    LOCK.parent.mkdir(exist_ok=True)
-    with LOCK.open("a+") as file:
+    """Hold the folder's lock until the block or the process ends. Raises WorkspaceBusyError, which names its holder."""
+    RUN_LOCK.parent.mkdir(exist_ok=True)
+    with RUN_LOCK.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -37,24 +37,37 @@ def workspace_lock() -> Iterator[None]:
 
 
 def check_workspace(settings: Settings) -> None:
-    """Raises UserError for what would otherwise fail in the middle of a run."""
-    for name, why in (("dvc.yaml", "run in the project's folder"), (".dvc", "make it a DVC repository: dvc init")):
-        if not Path(name).exists():
-            raise UserError(f"{name}: not found; {why}")
+    """Raises UserError, one line per mistake, for what would otherwise fail in the middle of a run."""
+    _check_repository()
+    mistakes = [*_missing_sources(settings), *_missing_models(settings), *_unknown_config(settings)]
+    if mistakes:
+        raise UserError(*mistakes)
+    check_precision(settings.finetune.deepspeed, settings.finetune.dtype)
+
+
+def _check_repository() -> None:
+    if not PIPELINE.exists():
+        raise UserError(f"{PIPELINE}: not found; run in the project's folder")
+    if not Path(".dvc").exists():
+        raise UserError(".dvc: not found; make it a DVC repository: dvc init")
     if not any((folder / ".git").exists() for folder in (Path.cwd(), *Path.cwd().parents)):
         raise UserError(".git: not found; DVC needs a git repository: git init")
-    missing = [
-        f"{PARAMS}: ingest.files.{name}.path: {source.path}: no such file or folder"
-        for name, source in settings.ingest.files.items()
-        if not Path(source.path).exists()
-    ]
+
+
+def _missing_sources(settings: Settings) -> Iterator[str]:
+    for name, source in settings.ingest.files.items():
+        if not Path(source.path).exists():
+            yield f"{PARAMS}: ingest.files.{name}.path: {source.path}: no such file or folder"
+
+
+def _missing_models(settings: Settings) -> Iterator[str]:
     for key, model in (("base_model", settings.base_model), ("proxy_model", settings.proxy_model)):
         if model is not None and model.kind in ("folder", "gguf") and not Path(model.path).exists():
-            missing.append(f"{PARAMS}: {key}.path: {model.path}: no such file or folder")
+            yield f"{PARAMS}: {key}.path: {model.path}: no such file or folder"
+
+
+def _unknown_config(settings: Settings) -> Iterator[str]:
     config = CONFIGS / f"{settings.finetune.deepspeed}.json"
     if not config.is_file():
-        known = ", ".join(sorted(path.stem for path in config.parent.glob("*.json")))
-        missing.append(f"{PARAMS}: finetune.deepspeed: no {config}; there are: {known}")
-    if missing:
-        raise UserError(*missing)
-    check_precision(settings.finetune.deepspeed, settings.finetune.dtype)
+        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
+        yield f"{PARAMS}: finetune.deepspeed: no {config}; there are: {known}"

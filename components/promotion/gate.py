@@ -42,10 +42,10 @@ def decide(
     evaluated_again: bool = False,
 ) -> Decision:
     """Compare metrics of the same holdout; `champion` is None when there is no champion yet."""
-    challenging = {name: challenger[name] for name in settings.metrics}
+    challenging: dict[str, float] = {name: challenger[name] for name in settings.metrics}
     if champion is None:
         return Decision(True, "there was no champion", challenging, None, None, False)
-    reigning = {name: champion[name] for name in settings.metrics}
+    reigning: dict[str, float] = {name: champion[name] for name in settings.metrics}
     not_better = [name for name in settings.metrics if not reigning[name] - challenging[name] > settings.margin]
     if not_better:
         outcome = f"does not beat version {champion_version} by {settings.margin:g}"

@@ -1,1 +1,1 @@
-"""What each stage made of what: digests, statements, and the readers of dvc.yaml and dvc.lock."""
+"""What each stage made from what: digests, statements, and readers of dvc.yaml and dvc.lock."""

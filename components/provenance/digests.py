@@ -1,4 +1,8 @@
-"""Digests of files and folders: the same bytes under the same names have the same digest, wherever they are."""
+"""Digests of files and folders: the same bytes under the same names have the same digest, wherever they are.
+
+A folder has two digests. `folder_digest` names a checkpoint in statements, in MLflow's tags and on the command line.
+`dir_hash` is in-toto's standard digest of a folder, which other tools can check without this project.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,8 @@ from components.core.files import write_json
 from components.core.paths import SCRATCH
 
 CACHE = SCRATCH / "digests.json"
-LARGE = 2**24  # bytes; a smaller file is read faster than it is looked up
-MAX_ENTRIES = 1000  # of the cache: the newest
+LARGE = 2**24  # bytes; reading a smaller file is faster than looking it up
+MAX_ENTRIES = 1000  # of the cache; the oldest go first
 
 
 def file_digest(file: Path) -> str:
@@ -24,29 +28,29 @@ def file_digest(file: Path) -> str:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Name relative to `folder` -> file, in the order of the names, without Python's byte code."""
+    """Path relative to `folder` -> file, sorted by path; Python's byte code does not count."""
     files = (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
     by_name = {file.relative_to(folder).as_posix(): file for file in files}
     return dict(sorted(by_name.items()))
 
 
 def folder_digest(folder: Path, digest: Callable[[Path], str] = file_digest) -> str:
-    """The name of a checkpoint: SHA-256 over the files' names and their digests, in hex."""
+    """SHA-256 over the files' paths and digests, in hex: the digest that names a checkpoint."""
     return _combine({name: digest(file) for name, file in files_of(folder).items()})
 
 
 def dir_hash(file_digests: Mapping[str, str]) -> str:
-    """in-toto's `dirHash` of a folder, in hex: SHA-256 over sha256sum's lines, in the order of the names.
+    """in-toto's `dirHash` of a folder, in hex: SHA-256 over the lines that sha256sum prints, sorted by path.
 
-    The same as `find . -type f | cut -c3- | LC_ALL=C sort | xargs -r sha256sum | sha256sum` in the folder, and Hash1
-    of golang.org/x/mod/sumdb/dirhash.
+    The definition is Hash1 of golang.org/x/mod/sumdb/dirhash. In the folder, a shell computes it with
+    `find . -type f | cut -c3- | LC_ALL=C sort | xargs -r sha256sum | sha256sum | cut -f1 -d' '`.
     """
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(file_digests.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def digest_set(path: Path, digest: Callable[[Path], str] = file_digest) -> dict[str, str]:
-    """in-toto's DigestSet: `sha256` of a file; of a folder `dirHash`, which anybody can check, and our own digest."""
+    """in-toto's DigestSet: `sha256` of a file, or `dirHash` and `iteritFolder` (folder_digest) of a folder."""
     if not path.is_dir():
         return {"sha256": digest(path)}
     file_digests = {name: digest(file) for name, file in files_of(path).items()}
@@ -54,31 +58,31 @@ def digest_set(path: Path, digest: Callable[[Path], str] = file_digest) -> dict[
 
 
 def digest_of(path: Path) -> str:
-    """The file's or folder's digest, from every byte."""
+    """file_digest or folder_digest, computed from every byte."""
     return folder_digest(path) if path.is_dir() else file_digest(path)
 
 
 def cached_digest(path: Path) -> str:
-    """The file's or folder's digest; large files that are as this function last saw them are not read again.
+    """digest_of, except that a large file is not read again while its metadata are unchanged.
 
-    For stages, each of which would read the checkpoint twice: it trusts device, inode, size and time of modification of
-    a local file system, as DVC does. An audit trusts none of them.
+    For stages, each of which would read a checkpoint twice. The metadata are device, inode, size, and the times of the
+    last change of content and of inode, on a local file system. An audit does not rely on them.
     """
     return folder_digest(path, cached_file_digest) if path.is_dir() else cached_file_digest(path)
 
 
 def cached_file_digest(file: Path) -> str:
-    """file_digest, as cached_digest says."""
+    """cached_digest of a file."""
     status = file.stat()
     if status.st_size < LARGE:
         return file_digest(file)
-    seen = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+    seen = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     cache = _read_cache()
-    key = f"{status.st_dev}:{status.st_ino}"  # not the name: a folder is renamed when it is complete
+    key = f"{status.st_dev}:{status.st_ino}"  # not the path: a folder is renamed when it is complete
     entry = cache.pop(key, None)
     if not isinstance(entry, dict) or entry.get("seen") != seen:
         entry = {"seen": seen, "sha256": file_digest(file)}
-        # several processes may read one model: each writes a file of its own, and the last one to rename it wins
+        # several processes may digest one model: each writes its own file, and the last one renamed stays
         temporary = CACHE.with_name(f"{CACHE.name}.{os.getpid()}")
         write_json(temporary, {**dict(list(cache.items())[-MAX_ENTRIES:]), key: entry})
         temporary.replace(CACHE)

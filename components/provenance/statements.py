@@ -1,27 +1,28 @@
-"""What each stage made of what: one in-toto attestation statement per stage, with the SLSA provenance predicate.
+"""Writes provenance: one in-toto statement per stage, with the SLSA predicate, of what was made from what.
 
-`provenance/STAGE.json` is written as the stage's last output, and versioned by DVC like the others. A sealed run also
-puts all of them into git: `provenance.intoto.jsonl`, in-toto's bundle, has one per line. in-toto
-(https://in-toto.io/Statement/v1) and SLSA (https://slsa.dev/provenance/v1) are what build systems sign and verifiers
-read; here a checkpoint is what is built.
+`provenance/STAGE.json` is the stage's last output, versioned by DVC like the others. A sealed run also commits all of
+them to git in one file, in-toto's bundle `provenance.intoto.jsonl`, one per line. Build systems sign statements of
+in-toto (https://in-toto.io/Statement/v1) with SLSA's predicate (https://slsa.dev/provenance/v1), and verifiers read
+them; here a checkpoint is what is built.
 
     subject                         outputs: path in the project, digests
     buildDefinition
       externalParameters            stage, command, and the stage's parameters
       internalParameters            seed, where there is one
-      resolvedDependencies          inputs and code: path, digests; the code's git commit, and whether its files were as
-                                    committed; the packages that matter
+      resolvedDependencies          inputs and code files: path in the project, digests; git commit of the code, and
+                                    whether its files were as committed; versions of the packages that shape the results
     runDetails.builder              this package
 
-A file has its SHA-256, a folder in-toto's dirHash and this project's own digest (components/provenance/digests.py).
-There is no time, host or run id in a statement: the same inputs give the same statement. A stage that is run by hand,
-outside a project with a dvc.yaml, writes none.
+A file's digest is its SHA-256; a folder has in-toto's dirHash and this project's iteritFolder (digests.py). A statement
+holds no time, host or run id: the same inputs give the same statement. A stage that is run by hand, outside a project
+with a dvc.yaml, writes none.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import InputsChangedError
+from components.core.errors import InputsChangedError, UserError
 from components.core.files import atomic_write, json_text, read_json, write_json
 from components.core.params import read_params
 from components.core.paths import PARAMS, PIPELINE
@@ -46,7 +47,11 @@ PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "peft", "tokeniz
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a stage starts from: its definition, the values of its parameters, and its dependencies' digests."""
+    """What a stage starts from: its definition, the values of its parameters, and the digests of its dependencies.
+
+    A parameter that params.yaml lacks is None; a dependency that is not there has no digests. The stage itself reports
+    both, in terms of what it needs.
+    """
 
     stage: StageDefinition
     params: Mapping[str, Any]
@@ -55,35 +60,47 @@ class Inputs:
 
 @contextmanager
 def statement_of(name: str) -> Iterator[None]:
-    """Write the statement of a stage whose other outputs the block writes, from what its inputs were before the block.
+    """Write the statement of a stage whose other outputs the block writes, with the inputs as they were before it.
 
-    Raises InputsChangedError, and writes nothing, when they are others after it.
+    Raises InputsChangedError, and writes nothing, when the inputs after the block differ from those before it.
     """
-    stage = find_stage(name) if PIPELINE.is_file() else None
+    stage = _require_stage(name) if PIPELINE.is_file() else None
     if stage is None or stage.statement is None:
         yield
         return
     inputs = read_inputs(stage)
     yield
-    _check_unchanged(inputs)
+    changed = _changes(inputs, read_inputs(_require_stage(name)))
+    if changed:
+        raise InputsChangedError(
+            f"{name}: {', '.join(changed)} changed while the stage ran; its results are not recorded, run it again"
+        )
     write_json(stage.statement, make_statement(inputs))
 
 
 def read_inputs(stage: StageDefinition) -> Inputs:
     """The stage's inputs as they are now."""
     params = read_params()
-    return Inputs(stage, {key: _value(params, key) for key in stage.params}, _digests(stage.dependencies))
+    present = [path for path in stage.dependencies if Path(path).exists()]
+    return Inputs(stage, {key: _value(params, key) for key in stage.params}, _digests(present))
 
 
-def _check_unchanged(inputs: Inputs) -> None:
-    before, now = inputs, read_inputs(find_stage(inputs.stage.name))
-    changed = [PIPELINE.as_posix()] if now.stage != before.stage else []
-    changed += [f"{PARAMS}: {key}" for key in before.params if now.params.get(key) != before.params[key]]
-    changed += [path for path in before.dependencies if now.dependencies.get(path) != before.dependencies[path]]
-    if changed:
-        raise InputsChangedError(
-            f"{inputs.stage.name}: {', '.join(changed)} changed while it ran; its results are not kept: run again"
-        )
+def _require_stage(name: str) -> StageDefinition:
+    try:
+        return find_stage(name)
+    except KeyError as error:
+        raise UserError(f"{PIPELINE}: stage {name}: no {error} in {PIPELINE} or {PARAMS}") from None
+
+
+def _changes(before: Inputs, after: Inputs) -> list[str]:
+    """Files, and keys of params.yaml, that differ."""
+    params = sorted({*before.params, *after.params})
+    paths = sorted({*before.dependencies, *after.dependencies})
+    return [
+        *([PIPELINE.as_posix()] if before.stage != after.stage else []),
+        *(f"{PARAMS}: {key}" for key in params if before.params.get(key) != after.params.get(key)),
+        *(path for path in paths if before.dependencies.get(path) != after.dependencies.get(path)),
+    ]
 
 
 def make_statement(inputs: Inputs) -> dict[str, Any]:
@@ -108,7 +125,7 @@ def make_statement(inputs: Inputs) -> dict[str, Any]:
 
 
 def write_bundle() -> None:
-    """Write all statements of the workspace to one file, one per line, for git to hold."""
+    """Write all statements of the workspace to one file, one per line, for git to keep."""
     statements = [read_json(file) for file in sorted(Path(FOLDER).glob("*.json"))]
     with atomic_write(Path(BUNDLE)) as temporary:
         lines = (json.dumps(statement, ensure_ascii=False) + "\n" for statement in statements)
@@ -116,28 +133,28 @@ def write_bundle() -> None:
 
 
 def read_bundle(text: str) -> dict[str, str]:
-    """Path of each statement -> its text, to the byte, from the text of a bundle."""
+    """Path of each statement -> its text, byte for byte as its stage wrote it, from the text of a bundle."""
     statements = map(json.loads, text.splitlines())
     return {f"{FOLDER}/{stage_of(statement)}.json": json_text(statement) for statement in statements}
 
 
 def stage_of(statement: Mapping[str, Any]) -> str:
-    """The stage that a statement describes. Raises KeyError or TypeError for what is no statement."""
+    """DVC's name of the stage that a statement describes. Raises KeyError or TypeError for other JSON."""
     stage: str = statement["predicate"]["buildDefinition"]["externalParameters"]["stage"]
     return stage
 
 
 def digest_in(described: Mapping[str, Any]) -> str | None:
-    """The digest by which this project knows a subject or dependency; None where it has none, as a package.
+    """The digest by which this project knows a subject or a dependency; None where there is none, as for a package.
 
-    A statement from before version 0.2 has a folder's digest under `sha256`.
+    Older statements have folder_digest of a folder under `sha256`.
     """
     digests: Mapping[str, str] = described.get("digest", {})
     return digests.get("iteritFolder") or digests.get("sha256")
 
 
 def read_subjects(stage: str) -> dict[str, str]:
-    """Path -> digest of the outputs that a stage's statement in the workspace describes; empty where it has none."""
+    """Path -> digest of the outputs that a stage's statement in the workspace names; empty without a statement."""
     file = Path(FOLDER) / f"{stage}.json"
     if not file.is_file():
         return {}
@@ -153,7 +170,7 @@ def _described(digests: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]
 
 
 def _code() -> list[dict[str, Any]]:
-    """The commit that last changed the code, where this is a git repository; commits of results alone do not count."""
+    """The last commit that changed the code, not one of results alone; empty outside a git repository."""
     log = subprocess.run(["git", "log", "-1", "--format=%H", "--", *CODE], capture_output=True, text=True, check=False)
     if log.returncode or not log.stdout.strip():
         return []
@@ -180,16 +197,14 @@ def _version(name: str) -> str:
 
 
 def _value(params: Any, key: str) -> Any:
-    """The value at a dotted key, as JSON has it."""
+    """The value at a dotted key, as JSON represents it; None where params.yaml lacks the key."""
     for part in key.split("."):
-        params = params[part]
+        params = params.get(part) if isinstance(params, dict) else None
     return json.loads(json.dumps(params))
 
 
 def main() -> None:
-    """Write the statements of the stages that the command line names, for a project that was made by other means."""
-    import sys
-
+    """Write the statements of the stages named on the command line, for a project whose stages did not run."""
     for name in sys.argv[1:]:
         with statement_of(name):
             pass

@@ -1,19 +1,26 @@
-"""`iterit audit`: reads the command line and prints what components/audit.py finds."""
+"""`iterit audit`: reads the command line and prints the answers of components/audit.
+
+Commands import what they need when they run, so that --help answers at once.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from components.audit.page import render
 from components.core.errors import UserError
 
-app = typer.Typer(name="audit", help="Which data trained which checkpoint, and the proof.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from components.audit.describe import CheckpointDescription, IterationDescription
+    from components.audit.trace import RecordTrace
 
+app = typer.Typer(name="audit", help="Which data trained which checkpoint, and the proof.", no_args_is_help=True)
 
 REFERENCE = typer.Argument(
     metavar="REF", help="A folder, a digest, an MLflow run id, models:/NAME/VERSION or models:/NAME@ALIAS."
@@ -27,44 +34,54 @@ def checkpoint(
         Literal["text", "json", "html"], typer.Option("--format", help="html is one page with every record.")
     ] = "text",
     records: Annotated[
-        bool, typer.Option("--records", help="All records, not the first ten of each iteration.")
+        bool, typer.Option("--records", help="All records, not only the first ten of each iteration.")
     ] = False,
 ) -> None:
     """Every record that trained a checkpoint, along the chain from the base model to it."""
     from components.audit.describe import describe_checkpoint
     from components.audit.find import find_checkpoint
 
-    found = describe_checkpoint(find_checkpoint(reference), every_record=records or format_ == "html")
+    description = describe_checkpoint(find_checkpoint(reference), every_record=records or format_ == "html")
     if format_ == "html":
-        print(render(found))
-        return
-    if format_ == "json":
-        _print_json(found)
-        return
-    print(f"checkpoint  {found['checkpoint']}  (told by {found['recorded_in']})")
-    for one in found["sealed"]:
-        how = "registered" if one["registered"] else "part of   "
-        print(f"{how}  {one['tag']}, MLflow run {one['mlflow_run']}, Prefect flow run {one['prefect_flow_run']}")
-    print(f"base model  {found['base_model']['digest']}")
-    for step in found["iterations"]:
-        code = step["code"]
-        print(f"\niteration {step['iteration']}  -> {step['checkpoint']}")
-        print(f"  subset      {step['subset']}: {step['records']} records, {_counts(step['sources'])}")
-        print(f"  candidates  {step['candidates']}")
-        print(f"  pool        {step['pool']}")
-        if code:
-            print(f"  code        {code['commit']}{'' if code['clean'] else ' with changes that no commit has'}")
-        print(f"  packages    {', '.join(step['packages'])}")
-        print(f"  seeds       {_counts(step['seeds'])}")
-        print(f"  params      {json.dumps(step['params'], sort_keys=True)}")
-        if step["metrics"]:
-            numbers = {name: value for name, value in step["metrics"].items() if isinstance(value, int | float)}
-            print(f"  holdout     {_counts(numbers)}")
-        print("  rank  record                            source            complexity  diversity     score")
-        for pick in step["picks"]:
-            print(f"  {pick['rank']:>4}  {pick['id']}  {pick['source']:<16}  {_numbers(pick)}")
-        if len(step["picks"]) < step["records"]:
-            print(f"  ... {step['records'] - len(step['picks'])} more: --records")
+        from components.audit.page import render
+
+        print(render(description))
+    elif format_ == "json":
+        _print_json(asdict(description))
+    else:
+        _print_checkpoint(description)
+
+
+def _print_checkpoint(description: CheckpointDescription) -> None:
+    print(f"checkpoint  {description.checkpoint}  (recorded in {description.recorded_in})")
+    for run in description.sealed:
+        how = "registered" if run.registered else "part of   "
+        print(f"{how}  {run.tag}, MLflow run {run.mlflow_run}, Prefect flow run {run.prefect_flow_run}")
+    print(f"base model  {description.base_model.digest}")
+    for iteration in description.iterations:
+        _print_iteration(iteration)
+
+
+def _print_iteration(step: IterationDescription) -> None:
+    print(f"\niteration {step.iteration}  -> {step.checkpoint}")
+    print(f"  subset      {step.subset}: {step.records} records, {_join(step.sources)}")
+    print(f"  candidates  {step.candidates}")
+    print(f"  pool        {step.pool}")
+    if step.code:
+        print(f"  code        {step.code.commit}{'' if step.code.clean else ' with uncommitted changes'}")
+    print(f"  packages    {', '.join(step.packages)}")
+    print(f"  seeds       {_join(step.seeds)}")
+    print(f"  params      {json.dumps(step.params, sort_keys=True)}")
+    if step.metrics:
+        numbers = {name: value for name, value in step.metrics.items() if isinstance(value, int | float)}
+        print(f"  holdout     {_join(numbers)}")
+    print("  rank  record                            source            complexity  diversity     score")
+    for pick in step.picks:
+        print(
+            f"  {pick.rank:>4}  {pick.id}  {pick.source:<16}  {_columns(pick.complexity, pick.diversity, pick.score)}"
+        )
+    if len(step.picks) < step.records:
+        print(f"  ... {step.records - len(step.picks)} more: --records")
 
 
 @app.command()
@@ -79,44 +96,47 @@ def record(
     """Every checkpoint that a record trained; why it did not train the others; the last clean one."""
     from components.audit.trace import trace_record
 
-    found = [trace_record(one) for one in _record_ids(record_id, text, file)]
+    traces = [trace_record(id_) for id_ in _record_ids(record_id, text, file)]
     if format_ == "json":
-        _print_json(found)
+        _print_json([asdict(trace) for trace in traces])
         return
-    for one in found:
-        print(f"record {one['record']}")
-        for use in one["trained"]:
-            how = f"rank {use['rank']}  {_numbers(use)}" if use["directly"] else "through an earlier iteration"
-            print(
-                f"  trained   {use['checkpoint'][:16]}  iteration {use['iteration']}  {how}  {use['recorded_in'][:12]}"
-            )
-        for other in one["not_used"]:
-            where = f"{other['checkpoint'][:16]}  iteration {other['iteration']}"
-            print(f"  not used  {where}  {other['why']}  {other['recorded_in'][:12]}")
-        for commit in one["lost"]:
-            print(f"  not known  commit {commit[:12]}: its statements are neither in DVC's cache nor on its remote")
-        clean = one["last_clean"]
-        print(
-            f"  last clean checkpoint: {clean['checkpoint']}, iteration {clean['iteration']}"
-            if clean
-            else "  last clean checkpoint: the base model"
-        )
+    for trace in traces:
+        _print_trace(trace)
+
+
+def _print_trace(trace: RecordTrace) -> None:
+    print(f"record {trace.record}")
+    for trained in trace.trained:
+        how = "through an earlier iteration"
+        if trained.directly:
+            how = f"rank {trained.rank}  {_columns(trained.complexity, trained.diversity, trained.score)}"
+        place = f"{trained.checkpoint[:16]}  iteration {trained.iteration}"
+        print(f"  trained   {place}  {how}  {trained.recorded_in[:12]}")
+    for unused in trace.not_used:
+        place = f"{unused.checkpoint[:16]}  iteration {unused.iteration}"
+        print(f"  not used  {place}  {unused.why}  {unused.recorded_in[:12]}")
+    for commit in trace.lost:
+        print(f"  unknown   commit {commit[:12]}: its statements are neither in DVC's cache nor on its remote")
+    clean = trace.last_clean
+    last = f"{clean.checkpoint}, iteration {clean.iteration}" if clean else "the base model"
+    print(f"  last clean checkpoint: {last}")
 
 
 def _record_ids(record_id: str | None, text: str | None, file: Path | None) -> list[str]:
+    """The ids of the records that the command line asks for."""
     from components.audit.trace import ids_of_file, ids_with_text
 
-    if sum(one is not None for one in (record_id, text, file)) != 1:
+    if sum(given is not None for given in (record_id, text, file)) != 1:
         raise UserError("audit record: give one of ID, --text and --file")
     if record_id is not None:
         if len(record_id) != 32 or not set(record_id) <= set("0123456789abcdef"):
             raise UserError(f"{record_id}: a record's id is 32 hex digits")
         return [record_id]
     if text is not None:
-        found = ids_with_text(text)
-        if not found:
-            raise UserError(f"--text: no record whose data are at hand holds {text!r}")
-        return found
+        ids = ids_with_text(text)
+        if not ids:
+            raise UserError(f"--text: no record that can be read holds {text!r}")
+        return ids
     assert file
     return ids_of_file(file)
 
@@ -124,9 +144,11 @@ def _record_ids(record_id: str | None, text: str | None, file: Path | None) -> l
 @app.command()
 def verify(
     reference: Annotated[str, REFERENCE] = "",
-    replay: Annotated[str | None, typer.Option(metavar="N", help="Make iteration N again from its inputs.")] = None,
+    replay: Annotated[
+        str | None, typer.Option(metavar="N", help="Also run iteration N again from its recorded inputs.")
+    ] = None,
 ) -> None:
-    """Compute every digest along a checkpoint's chain anew; exit code 1 at the first that is another."""
+    """Compute every digest along a checkpoint's chain anew; exit code 1 at the first mismatch."""
     from components.audit.find import find_checkpoint, workspace_checkpoint
     from components.audit.replay import replay_iteration
     from components.audit.verify import verify_checkpoint, verify_statements
@@ -135,9 +157,9 @@ def verify(
         if not check.holds:
             print(check)
             raise typer.Exit(1)
-    last = workspace_checkpoint() if not reference else find_checkpoint(reference)
+    last = find_checkpoint(reference) if reference else workspace_checkpoint()
     count = 0
-    for check in itertools.chain(verify_checkpoint(last), replay_iteration(last.snapshot, replay) if replay else ()):
+    for check in chain(verify_checkpoint(last), replay_iteration(last.snapshot, replay) if replay else ()):
         print(check)
         if not check.holds:
             raise typer.Exit(1)
@@ -146,34 +168,30 @@ def verify(
 
 
 @app.command()
-def diff(one: Annotated[str, REFERENCE], other: Annotated[str, REFERENCE]) -> None:
+def diff(first: Annotated[str, REFERENCE], second: Annotated[str, REFERENCE]) -> None:
     """What differs between two checkpoints: records, parameters, code, packages; as JSON."""
     from components.audit.compare import compare_checkpoints
     from components.audit.find import find_checkpoint
 
-    _print_json(compare_checkpoints(find_checkpoint(one), find_checkpoint(other)))
+    _print_json(asdict(compare_checkpoints(find_checkpoint(first), find_checkpoint(second))))
 
 
 @app.command()
 def rebuild() -> None:
     """Make the index anew from the statements, dvc.lock and git's history."""
-    from components.audit.index import rebuild_index
+    from components.audit.index import measure_index, rebuild_index
 
-    index = rebuild_index()
-    queries = ("select count(*) from checkpoint", "select count(*) from entry")
-    count, places = (index.execute(query).fetchone()[0] for query in queries)
-    print(f"{count} checkpoints, {places} places of records")
+    size = measure_index(rebuild_index())
+    print(f"{size.checkpoints} checkpoints, {size.occurrences} occurrences of records")
 
 
-def _numbers(row: dict[str, Any]) -> str:
-    return "  ".join(
-        "         -" if row[name] is None else f"{row[name]:10.4f}" for name in ("complexity", "diversity", "score")
-    )
+def _columns(*numbers: float | None) -> str:
+    return "  ".join("         -" if number is None else f"{number:10.4f}" for number in numbers)
 
 
-def _counts(values: dict[str, Any]) -> str:
+def _join(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _print_json(value: Any) -> None:
+def _print_json(value: Mapping[str, Any] | Iterable[Any]) -> None:
     print(json.dumps(value, indent=2, sort_keys=True))

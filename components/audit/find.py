@@ -47,7 +47,7 @@ def find_checkpoint(reference: str) -> Checkpoint:
         return next(iter(matches.values()))
     if matches:
         listed = ", ".join(sorted(matches))
-        raise UserError(f"{reference}: the beginning of {len(matches)} checkpoints' digests; give more digits: {listed}")
+        raise UserError(f"{reference}: {len(matches)} checkpoints' digests begin with it; give more digits: {listed}")
     raise UserError(f"{reference}: no checkpoint of this project's history has the digest {digest}")
 
 

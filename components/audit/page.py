@@ -1,47 +1,76 @@
-"""A checkpoint's chain as one self-contained HTML page: no network, no library, opens from a mail."""
+"""Renders a checkpoint's chain as one HTML page that needs no network and no library, so that it can be mailed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
+from components.audit.describe import CheckpointDescription
+
 BINS = 20
-
-
 WIDTH, HEIGHT = 320, 90  # of a chart, in pixels
 
 
-def render(found: dict[str, Any]) -> str:
-    """The page of what components.audit.describe has found, with every record."""
-    chain = [{"name": "base model", "digest": found["base_model"]["digest"]}]
-    chain += [{"name": f"iteration {step['iteration']}", "digest": step["checkpoint"]} for step in found["iterations"]]
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A rectangle of a chart, in pixels."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """The bars of a chart, and the lowest and highest value as text."""
+
+    title: str
+    low: str
+    high: str
+    bars: list[Bar]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A checkpoint in the picture of the chain."""
+
+    name: str
+    digest: str | None
+
+
+def render(description: CheckpointDescription) -> str:
+    """The page of a checkpoint that was described with every record."""
+    chain = [Box("base model", description.base_model.digest)]
+    chain += [Box(f"iteration {step.iteration}", step.checkpoint) for step in description.iterations]
     charts = {
-        step["iteration"]: {
-            name: _histogram([pick[name] for pick in step["picks"]]) for name in ("complexity", "diversity")
-        }
-        for step in found["iterations"]
+        step.iteration: [
+            make_histogram("complexity", [pick.complexity for pick in step.picks]),
+            make_histogram("diversity", [pick.diversity for pick in step.picks]),
+        ]
+        for step in description.iterations
     }
     environment = Environment(autoescape=True, loader=FileSystemLoader(Path(__file__).parent))
     template = environment.get_template("page.html.j2")
-    return template.render(found=found, chain=chain, charts=charts, width=WIDTH, height=HEIGHT)
+    return template.render(description=description, chain=chain, charts=charts, width=WIDTH, height=HEIGHT)
 
 
-def _histogram(values: Sequence[float | None]) -> dict[str, Any]:
-    """Bars of equal width between the lowest and the highest value."""
+def make_histogram(title: str, values: Sequence[float | None]) -> Histogram:
+    """Bars of equal width between the lowest and the highest value; None is left out."""
     known = [value for value in values if value is not None]
     if not known:
-        return {"bars": [], "low": "-", "high": "-"}
+        return Histogram(title, "-", "-", [])
     low, high = min(known), max(known)
     counts = [0] * BINS
     for value in known:
         counts[min(int((value - low) / (high - low) * BINS), BINS - 1) if high > low else 0] += 1
-    wide, most = WIDTH / BINS, max(counts)
+    width, highest = WIDTH / BINS, max(counts)
     bars = [
-        {"x": number * wide, "y": HEIGHT * (1 - count / most), "width": wide - 2, "height": HEIGHT * count / most}
+        Bar(number * width, HEIGHT * (1 - count / highest), width - 2, HEIGHT * count / highest)
         for number, count in enumerate(counts)
         if count
     ]
-    return {"bars": bars, "low": f"{low:.3g}", "high": f"{high:.3g}"}
+    return Histogram(title, f"{low:.3g}", f"{high:.3g}", bars)

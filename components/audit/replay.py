@@ -1,6 +1,6 @@
-"""Makes an iteration again from what was recorded as its inputs, in a folder of its own, and compares the results.
+"""Replays an iteration: runs its stages again from their recorded inputs, in a temporary folder, and compares digests.
 
-Where the trainer state that it went on from was pruned, the iterations that make it are trained again first.
+Where the trainer state that it continued from was pruned, the iterations that make it are trained again first.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from components.audit.snapshots import WORKSPACE, Snapshot
-from components.audit.verify import Check
+from components.audit.verify import Check, compare_digests, measure
 from components.core.errors import UserError
-from components.core.paths import SCRATCH
+from components.core.paths import PARAMS, SCRATCH
 from components.provenance.digests import digest_of
-from components.provenance.statements import CODE, digest_in
+from components.provenance.recorded import RecordedStage
+from components.provenance.statements import CODE
 from components.training.state import STATES, locate_trainer_state
 
 STAGES = ("score", "select", "finetune")
 
 
 def replay_iteration(snapshot: Snapshot, iteration: str) -> Iterator[Check]:
-    """Run the iteration's stages again, with the code and parameters of the snapshot; one check an output.
+    """Run the iteration's stages again with the snapshot's code and parameters; yields the checks of their outputs.
 
-    Raises UserError when an input is nowhere, or a stage fails.
+    Raises UserError when an input is lost, or when a stage fails.
     """
     if iteration not in snapshot.iterations:
-        raise UserError(f"--replay {iteration}: there are iterations {', '.join(snapshot.iterations)}")
+        raise UserError(f"--replay {iteration}: the iterations are {', '.join(snapshot.iterations)}")
     SCRATCH.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="replay-") as place:
-        folder = Path(place).resolve()
-        _place_code(snapshot, folder)
+    with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="replay-") as temporary:
+        folder = Path(temporary).resolve()
+        _copy_code(snapshot, folder)
         first = int(iteration)
         while first > 1 and (state := _trainer_state(snapshot, first - 1)) is None:
             first -= 1
         if first > 1 and state and state.is_relative_to(STATES):
-            shutil.copytree(state, folder / state)  # the stage takes it away when it does not need it any more
+            shutil.copytree(state, folder / state)  # a copy: finetune removes states that it no longer needs
         for earlier in range(first, int(iteration)):
             yield from _replay_stage(snapshot, f"finetune@{earlier}", folder)
         for name in STAGES:
@@ -47,12 +48,14 @@ def replay_iteration(snapshot: Snapshot, iteration: str) -> Iterator[Check]:
 
 
 def _trainer_state(snapshot: Snapshot, iteration: int) -> Path | None:
+    """The trainer state that an iteration left; None when it was pruned or is lost."""
     state = snapshot.find(f"state/{iteration}")
     return locate_trainer_state(state) if state else None
 
 
-def _place_code(snapshot: Snapshot, folder: Path) -> None:
-    names = [*CODE, "params.yaml"]
+def _copy_code(snapshot: Snapshot, folder: Path) -> None:
+    """Put the snapshot's code and parameters into the folder."""
+    names = [*CODE, PARAMS.as_posix()]
     if snapshot.ref != WORKSPACE:
         archive = subprocess.run(["git", "archive", snapshot.ref, *names], capture_output=True, check=True).stdout
         subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
@@ -64,27 +67,26 @@ def _place_code(snapshot: Snapshot, folder: Path) -> None:
             shutil.copyfile(name, folder / name)
 
 
-def _replay_stage(snapshot: Snapshot, stage: str, folder: Path) -> Iterator[Check]:
-    statement = snapshot.statements.get(stage)
-    if statement is None:
-        raise UserError(f"{stage}: no statement ({snapshot.ref})")
-    definition = statement["predicate"]["buildDefinition"]
-    for one in definition["resolvedDependencies"]:
-        path = folder / one["name"]
-        digest = digest_in(one)
-        if digest is None or path.exists():
-            continue
-        source = snapshot.find(one["name"])
-        if source is None or digest_of(source) != digest:
-            raise UserError(f"{one['name']}: not as {stage} read it, here, in DVC's cache or on its remote")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(source.resolve())
-    command = [sys.executable, *shlex.split(definition["externalParameters"]["command"])[1:]]
+def _replay_stage(snapshot: Snapshot, name: str, folder: Path) -> Iterator[Check]:
+    stage = snapshot.stage(name)
+    _link_inputs(snapshot, stage, folder)
+    command = [sys.executable, *shlex.split(stage.command)[1:]]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-        raise UserError(f"{stage} failed when it was run again: {last}")
-    for subject in statement["subject"]:
-        path = folder / subject["name"]
-        found = digest_of(path) if path.exists() else None
-        yield Check(f"{subject['name']} made again", digest_in(subject) or "", found)
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"{name}: failed in the replay: {last}")
+    for path, recorded in stage.outputs.items():
+        yield from compare_digests(f"{path} made again", recorded, measure(folder / path))
+
+
+def _link_inputs(snapshot: Snapshot, stage: RecordedStage, folder: Path) -> None:
+    """Link what the stage read, with its recorded bytes, unless the folder has it from the code or an earlier stage."""
+    for name, recorded in stage.inputs.items():
+        path = folder / name
+        if path.exists():
+            continue
+        source = snapshot.find(name)
+        if source is None or digest_of(source) != recorded.digest:
+            raise UserError(f"{name}: not as {stage.name} read it: neither here, nor in DVC's cache, nor on its remote")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(source.resolve())

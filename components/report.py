@@ -65,6 +65,26 @@ class IterationRow:
     """What its stages took when they last ran in this workspace; None when one of them never did."""
 
 
+def write_report(
+    settings: Settings,
+    metrics: Path,
+    iterations: Path,
+    *,
+    series: Path,
+    holdout: Path,
+    steps: Path,
+    complexity: Path,
+) -> None:
+    """Write the CSV files: figures per iteration, holdout figures with the base model, steps, and histograms."""
+    folders = [iterations / key for key in settings.iterations]
+    rows = [asdict(row) for row in iteration_rows(settings, metrics, iterations)]
+    # the base model is in a file of its own: a page of plots draws its empty cells as 0
+    write_csv(series, SERIES, rows[1:])
+    write_csv(holdout, HOLDOUT, rows)
+    write_csv(steps, STEPS, [row for folder in folders for row in read_csv(folder / "steps.csv")])
+    write_csv(complexity, COMPLEXITY, [row for folder in folders for row in read_csv(folder / "complexity.csv")])
+
+
 def iteration_rows(settings: Settings, metrics: Path, iterations: Path) -> list[IterationRow]:
     """One row for the base model, then one per iteration. Raises UserError when a file of an iteration is missing."""
     return [_base_row(metrics), *(_iteration_row(key, metrics, iterations / key) for key in settings.iterations)]
@@ -115,14 +135,7 @@ def main() -> None:
     options = parser.parse_args()
     with stage("report") as running, statement_of(running.name):
         settings = load_settings()
-        folders = [options.iterations / key for key in settings.iterations]
-        rows = [asdict(row) for row in iteration_rows(settings, options.metrics, options.iterations)]
-        # the base model is in a file of its own: a page of plots draws its empty cells as 0
-        write_csv(options.series, SERIES, rows[1:])
-        write_csv(options.holdout, HOLDOUT, rows)
-        write_csv(options.steps, STEPS, [row for folder in folders for row in read_csv(folder / "steps.csv")])
-        histograms = [row for folder in folders for row in read_csv(folder / "complexity.csv")]
-        write_csv(options.complexity, COMPLEXITY, histograms)
+        write_report(settings, **vars(options))
         prune_trainer_states(Path("state") / list(settings.iterations)[-1])
 
 

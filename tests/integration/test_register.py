@@ -1,4 +1,4 @@
-"""Registering, with real DVC and a real SQLite store: once a checkpoint, the alias where the checkpoint is."""
+"""Registration with real DVC and a real SQLite store: one version per checkpoint, aliases, and the gate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,6 @@ from tests.support.project import edit_params
 from tests.support.small_model import make_small_model
 
 
-@pytest.fixture
-def project(finished_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the finished run, as the current folder."""
-    shutil.copytree(finished_pipeline, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    for name in ("DVC_EXP_NAME", "ITERIT_PIPELINE_RUN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/project/mlflow.db")
-    client.client.cache_clear()
-    yield tmp_path / "project"
-    client.client.cache_clear()
-
-
 def register(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "components.register", "--models", "models", "--metrics", "metrics"]
     return subprocess.run(
@@ -59,8 +46,8 @@ def aliased() -> ModelVersion:
 
 
 def records(run_id: str) -> dict[str, Any]:
-    """What MLflow holds of a pipeline run, without what must differ: ids, clock times, and which stage ran when."""
-    found = {}
+    """What MLflow holds of a pipeline run, except what must differ: ids, times, and which stages ran."""
+    content = {}
     experiment = client.client().get_run(run_id).info.experiment_id
     for run in [
         client.client().get_run(run_id),
@@ -75,20 +62,20 @@ def records(run_id: str) -> dict[str, Any]:
         inputs = sorted((item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs)
         tags = {key: value for key, value in run.data.tags.items() if key not in clock}
         name = "parent" if run.info.run_id == run_id else run.info.run_name
-        found[name] = (
+        content[name] = (
             run.info.status,
             run.data.params,
             {key: sorted(value) for key, value in series.items()},
             inputs,
             tags,
         )
-    return found
+    return content
 
 
 def test_the_flow_and_a_bare_dvc_repro_leave_the_same_records(project: Path) -> None:
     done = dvc(project, "repro", "--quiet", "--single-item", "register")
     bare = json.loads(Path(".iterit/registered.json").read_text())
-    # nothing but the stage's own line: no migration of MLflow's store, no warning
+    # nothing but the stage's own lines: no migration of MLflow's store, no warning
     assert done.stdout.splitlines() == [
         "register: iterit version 1: registered; alias latest_iterit",
         "gate: champion: there was no champion",
@@ -96,23 +83,22 @@ def test_the_flow_and_a_bare_dvc_repro_leave_the_same_records(project: Path) -> 
     assert done.stderr == ""
     settings = load_settings()
     run = runs.start_pipeline_run(settings)
-    for stage in ("base_model", "ingest", "score@1"):  # what a flow has recorded so far; register completes it
+    for stage in ("base_model", "ingest", "score@1"):  # recorded by a flow so far; `register` records the others
         stages.record_stage(run, stage)
     result = Path("metrics/register.json").read_bytes()
     again = register(project, ITERIT_PIPELINE_RUN=run.run_id)
-    said = [
+    assert again.stdout.splitlines() == [
         "register: iterit version 1: already registered, not again; alias latest_iterit",
         "gate: champion: is the champion already",
     ]
-    assert again.stdout.splitlines() == said
     assert Path("metrics/register.json").read_bytes() == result
     runs.finish_pipeline_run(run)
-    ours, theirs = records(run.run_id), records(bare["run_id"])
-    # the version was made in the first run: only there its holdout metrics are tied to a model
-    for key in [key for key in theirs["parent"][2] if key.startswith("holdout/")]:
-        del theirs["parent"][2][key]
-    assert ours == theirs
-    assert len(ours) == 16
+    of_flow, of_dvc = records(run.run_id), records(bare["run_id"])
+    # the version was created in DVC's run: its holdout metrics are tied to a model only there
+    for key in [key for key in of_dvc["parent"][2] if key.startswith("holdout/")]:
+        del of_dvc["parent"][2][key]
+    assert of_flow == of_dvc
+    assert len(of_flow) == 16
 
 
 def test_the_registered_checkpoint_opens_by_its_alias(project: Path, tmp_path: Path) -> None:
@@ -135,8 +121,8 @@ def test_the_registered_checkpoint_opens_by_its_alias(project: Path, tmp_path: P
     assert version.run_id == json.loads(Path(".iterit/registered.json").read_text())["run_id"]
 
 
-def test_the_result_says_what_is_the_same_everywhere_and_nothing_else(project: Path) -> None:
-    assert describe_checkpoint(load_settings(), Path("models"), Path("metrics")) == {
+def test_the_result_holds_only_what_is_the_same_on_every_machine(project: Path) -> None:
+    assert asdict(describe_checkpoint(load_settings(), Path("models"), Path("metrics"))) == {
         "model": "iterit",
         "alias": "latest_iterit",
         "iteration": "2",
@@ -145,7 +131,7 @@ def test_the_result_says_what_is_the_same_everywhere_and_nothing_else(project: P
     }
 
 
-def test_the_alias_follows_the_checkpoint_there_and_back_and_nothing_is_registered_twice(
+def test_the_alias_follows_the_checkpoint_back_and_forth_and_nothing_is_registered_twice(
     project: Path, tmp_path: Path
 ) -> None:
     def repro() -> str:
@@ -156,18 +142,18 @@ def test_the_alias_follows_the_checkpoint_there_and_back_and_nothing_is_register
     assert repro() == "1"
     put_model(project, "2", make_small_model(tmp_path / "other", seed=9), loss=1.5)
     assert repro() == "2"
-    # DVC has seen these inputs: its run cache must not stand in for the registry
+    # DVC has run the stage on these inputs before: its run cache must not stand in for the registry
     put_model(project, "2", tmp_path / "first", loss=2.0)
     assert repro() == "1"
     assert len(client.client().search_model_versions("name = 'iterit'")) == 2
 
 
-def test_a_tracking_server_that_is_away_ends_the_stage_in_one_line_that_says_how_to_go_on(project: Path) -> None:
-    away = register(project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    assert away.returncode == 75
-    assert len(away.stderr.splitlines()) == 1
-    assert "MLFLOW_TRACKING_URI http://127.0.0.1:9" in away.stderr
-    assert "`dvc repro register`" in away.stderr
+def test_an_unreachable_tracking_server_ends_the_stage_with_one_line_and_the_remedy(project: Path) -> None:
+    unreachable = register(project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert unreachable.returncode == 75
+    assert len(unreachable.stderr.splitlines()) == 1
+    assert "MLFLOW_TRACKING_URI http://127.0.0.1:9" in unreachable.stderr
+    assert "`dvc repro register`" in unreachable.stderr
     assert not Path("metrics/register.json").exists()
 
 
@@ -175,19 +161,19 @@ def test_a_tracking_server_that_is_away_ends_the_stage_in_one_line_that_says_how
 
 
 def version_of(alias: str) -> str | None:
-    holder = registry.version_with_alias("iterit", alias)
-    return holder.number if holder else None
+    aliased_version = registry.version_with_alias("iterit", alias)
+    return aliased_version.number if aliased_version else None
 
 
 def retrained(folder: Path, tmp_path: Path, seed: int, loss: float) -> str:
-    """Another checkpoint, registered; what the stage printed of the gate."""
+    """Register a new checkpoint; returns the line that the stage printed of the gate."""
     put_model(folder, "2", make_small_model(tmp_path / str(seed), seed=seed), loss=loss)
     done = register(folder)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
 
-def test_only_a_model_that_beats_the_champion_takes_its_place(project: Path, tmp_path: Path) -> None:
+def test_only_a_model_that_beats_the_champion_replaces_it(project: Path, tmp_path: Path) -> None:
     assert retrained(project, tmp_path, 11, 2.0) == "gate: champion: there was no champion"
     worse = retrained(project, tmp_path, 12, 2.5)
     assert worse == "gate: not the champion: does not beat version 1 by 0: loss 2.5 against 2"
@@ -200,7 +186,7 @@ def test_only_a_model_that_beats_the_champion_takes_its_place(project: Path, tmp
     assert "does not beat version 3 by 0.5" in retrained(project, tmp_path, 14, 1.1)
 
 
-def test_the_champion_is_evaluated_again_on_another_holdout(project: Path, tmp_path: Path) -> None:
+def test_the_champion_is_evaluated_again_when_the_holdout_has_changed(project: Path, tmp_path: Path) -> None:
     retrained(project, tmp_path, 11, 0.001)  # a figure that no model has
     write_records(project / "data/holdout.parquet", RECORDS[3:])
     line = retrained(project, tmp_path, 12, 2.0)
@@ -209,21 +195,21 @@ def test_the_champion_is_evaluated_again_on_another_holdout(project: Path, tmp_p
     assert decision["evaluated_again"]
 
 
-def test_the_best_checkpoint_is_registered_when_that_is_asked_for(project: Path) -> None:
-    assert describe_checkpoint(load_settings(), Path("models"), Path("metrics"))["iteration"] == "2"
+def test_the_best_checkpoint_is_registered_when_gate_register_asks_for_it(project: Path) -> None:
+    assert describe_checkpoint(load_settings(), Path("models"), Path("metrics")).iteration == "2"
     edit_params(project, {"gate": {"register": "best"}})
     evaluated = project / "metrics/evaluate/1.json"
     evaluated.write_text(json.dumps({**json.loads(evaluated.read_text()), "loss": 0.5}))
-    assert describe_checkpoint(load_settings(), Path("models"), Path("metrics"))["iteration"] == "1"
+    assert describe_checkpoint(load_settings(), Path("models"), Path("metrics")).iteration == "1"
 
 
-def test_promotion_and_rollback_by_hand_leave_a_trace(project: Path, tmp_path: Path) -> None:
+def test_promotion_and_rollback_by_hand_are_listed_in_the_registry(project: Path, tmp_path: Path) -> None:
     for seed, loss in ((11, 2.0), (12, 2.5)):
         retrained(project, tmp_path, seed, loss)
     assert promote_by_hand("2") == "iterit version 2 is the champion; before it was version 1"
     assert roll_back() == "iterit version 1 is the champion; before it was version 2"
     assert version_of("previous_champion") == "2"
-    trace = json.loads(client.client().get_registered_model("iterit").tags["iterit.champions"])
-    assert trace == [{"version": "1", "by": "gate"}, {"version": "2", "by": "hand"}, {"version": "1", "by": "hand"}]
+    champions = json.loads(client.client().get_registered_model("iterit").tags["iterit.champions"])
+    assert champions == [{"version": "1", "by": "gate"}, {"version": "2", "by": "hand"}, {"version": "1", "by": "hand"}]
     with pytest.raises(UserError, match="iterit has no version 9"):
         promote_by_hand("9")

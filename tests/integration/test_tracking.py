@@ -1,11 +1,9 @@
-"""MLflow's records, in a real SQLite store, made from the files of a finished run."""
+"""The MLflow records of a finished pipeline run, in a real SQLite store."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +21,19 @@ STAGES = ["manifest@incoming", "base_model", "ingest", "dedupe", "evaluate_base"
 STAGES += [f"{name}@{key}" for key in ("1", "2") for name in ("score", "select", "finetune", "evaluate")]
 
 
-@pytest.fixture
-def project(finished_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the finished run, as the current folder."""
-    shutil.copytree(finished_pipeline, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    for name in ("DVC_EXP_NAME", "ITERIT_PIPELINE_RUN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/project/mlflow.db")
-    client.client.cache_clear()
-    yield tmp_path / "project"
-    client.client.cache_clear()
-
-
 def children(run: runs.PipelineRun) -> dict[str, Any]:
-    found = client.client().search_runs([run.experiment_id], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
-    assert len({child.info.run_name for child in found}) == len(found)
-    return {child.info.run_name: child for child in found}
+    """Stage -> its child run."""
+    runs_ = client.client().search_runs([run.experiment_id], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
+    assert len({child.info.run_name for child in runs_}) == len(runs_)
+    return {child.info.run_name: child for child in runs_}
 
 
 def files(run_id: str, folder: str = "") -> set[str]:
-    found: set[str] = set()
+    """Paths of a run's artifacts."""
+    paths: set[str] = set()
     for item in client.client().list_artifacts(run_id, folder):
-        found |= files(run_id, item.path) if item.is_dir else {item.path}
-    return found
+        paths |= files(run_id, item.path) if item.is_dir else {item.path}
+    return paths
 
 
 def history(run_id: str, key: str) -> list[tuple[int, float]]:
@@ -61,7 +48,7 @@ def recorded_run() -> runs.PipelineRun:
     return run
 
 
-def test_one_parent_run_has_a_child_for_each_stage_and_the_series_over_iterations_and_steps(project: Path) -> None:
+def test_a_parent_run_has_a_child_run_per_stage_and_the_series_over_iterations_and_steps(project: Path) -> None:
     run = recorded_run()
     parent = client.client().get_run(run.run_id)
     assert parent.info.status == "FINISHED"
@@ -77,7 +64,7 @@ def test_one_parent_run_has_a_child_for_each_stage_and_the_series_over_iteration
     assert run.url.endswith(f"/#/experiments/{run.experiment_id}/runs/{run.run_id}")
 
 
-def test_a_child_run_has_the_stage_s_parameters_metrics_tables_and_hashes(project: Path) -> None:
+def test_a_child_run_has_the_parameters_metrics_tables_and_hashes_of_its_stage(project: Path) -> None:
     stages = children(recorded_run())
     score = stages["score@2"]
     assert score.data.params["score.max_length"] == "512"
@@ -119,12 +106,12 @@ def test_a_child_run_has_the_stage_s_parameters_metrics_tables_and_hashes(projec
     assert Path(preview).read_text().splitlines()[0] == '"id","source","prompt","response"'
 
 
-def test_the_records_a_stage_read_are_dataset_inputs_with_dvc_s_digest(project: Path) -> None:
+def test_the_records_that_a_stage_reads_are_dataset_inputs_with_the_digest_of_dvc(project: Path) -> None:
     stages = children(recorded_run())
 
     def inputs(stage: str) -> set[tuple[str, str, str]]:
-        found = stages[stage].inputs.dataset_inputs
-        return {(item.dataset.name, item.dataset.digest, item.tags[0].value) for item in found}
+        datasets = stages[stage].inputs.dataset_inputs
+        return {(item.dataset.name, item.dataset.digest, item.tags[0].value) for item in datasets}
 
     outputs = {**read_entry("dedupe").outputs, **read_entry("select@2").outputs}
     subset, pool, holdout = (outputs[f"data/{name}.parquet"] for name in ("iterations/2/subset", "pool", "holdout"))
@@ -134,7 +121,7 @@ def test_the_records_a_stage_read_are_dataset_inputs_with_dvc_s_digest(project: 
     assert inputs("dedupe") == {("pool", pool, "training"), ("holdout", holdout, "evaluation")}
 
 
-def test_recording_twice_changes_nothing_and_a_record_that_was_cut_off_is_made_anew(project: Path) -> None:
+def test_recording_twice_changes_nothing_and_replaces_an_incomplete_record(project: Path) -> None:
     run = recorded_run()
     mlflow = client.client()
     before = {name: child.info.run_id for name, child in children(run).items()}
@@ -145,7 +132,7 @@ def test_recording_twice_changes_nothing_and_a_record_that_was_cut_off_is_made_a
     assert sorted(after) == sorted(STAGES)
 
 
-def test_a_stage_that_ran_is_told_from_one_that_came_from_the_cache(project: Path) -> None:
+def test_a_stage_that_ran_is_distinguished_from_a_cached_one(project: Path) -> None:
     run = runs.start_pipeline_run(load_settings())
     for name, age in (("select@1", 0), ("score@1", -1000)):
         write_json(seconds_file(name), {"seconds": 12.5})
@@ -160,7 +147,7 @@ def test_a_stage_that_ran_is_told_from_one_that_came_from_the_cache(project: Pat
     assert recorded["select@1"].data.metrics["seconds"] == 12.5
 
 
-def test_iterations_that_params_no_longer_names_are_not_recorded(project: Path) -> None:
+def test_iterations_removed_from_params_are_not_recorded(project: Path) -> None:
     settings = load_settings()
     shorter = settings.model_copy(update={"iterations": {"1": settings.iterations["1"]}})
     run = runs.start_pipeline_run(shorter)
@@ -168,7 +155,7 @@ def test_iterations_that_params_no_longer_names_are_not_recorded(project: Path) 
     assert not any(name.endswith("@2") for name in children(run))
 
 
-def test_the_name_of_a_dvc_experiment_names_the_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parent_run_is_named_after_the_dvc_experiment(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "sappy-imam")
     run = runs.start_pipeline_run(load_settings(), tags={"iterit.flow_run": "x"})
     parent = client.client().get_run(run.run_id)
@@ -177,26 +164,26 @@ def test_the_name_of_a_dvc_experiment_names_the_run(project: Path, monkeypatch: 
     assert runs.open_pipeline_run(run.run_id) == run
 
 
-def test_a_deleted_experiment_is_a_clear_mistake(project: Path) -> None:
+def test_a_deleted_experiment_is_reported_with_the_remedy(project: Path) -> None:
     run = runs.start_pipeline_run(load_settings())
     client.client().delete_experiment(run.experiment_id)
     with pytest.raises(UserError, match="experiment: iterit: deleted in MLflow; restore it"):
         runs.start_pipeline_run(load_settings())
 
 
-def test_a_stage_that_dvc_does_not_know_is_a_clear_mistake(project: Path) -> None:
+def test_a_stage_missing_in_dvc_lock_is_reported(project: Path) -> None:
     run = runs.start_pipeline_run(load_settings())
     with pytest.raises(UserError, match=r"dvc.lock: no stage score@7"):
         stages.record_stage(run, "score@7")
 
 
-def test_a_tracking_server_that_is_away_is_noticed_in_seconds_and_named(
+def test_an_unreachable_tracking_server_is_reported_within_seconds(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     client.client.cache_clear()
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(Unreachable, match=r"MLFLOW_TRACKING_URI http://127.0.0.1:9: .*`dvc repro register`") as raised:
         runs.start_pipeline_run(load_settings())
     assert "\n" not in str(raised.value)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - started < 30

@@ -1,19 +1,32 @@
-"""A run's end commits its own files, and nothing that somebody else was about to."""
+"""The end of a run commits the files that the run wrote, and none of the user's changes."""
 
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from components.core.files import write_json
+from components.core.settings.seal import SealSettings
+from components.promotion.gate import Decision
+from components.promotion.registered import Registered, read_registered, write_registered
 from components.provenance.statements import BUNDLE
-from flows.seal import commit_results, tag_version
+from flows.seal import commit_results, seal, tag_version
 
 AUTHOR = "iterit <iterit@localhost>"
-FACTS = {"model": "my model", "version": "3", "checkpoint": "c" * 64, "run_id": "r" * 32}
+REGISTERED = Registered(
+    model="my model",
+    checkpoint="c" * 64,
+    version="3",
+    alias="latest_iterit",
+    new=True,
+    gate=Decision(True, "there was no champion", {"loss": 2.0}, None, None, False),
+    run_id="r" * 32,
+    url="http://127.0.0.1:5000",
+)
 
 
 def git(*arguments: str) -> str:
@@ -49,16 +62,36 @@ def test_only_the_results_are_committed_and_what_is_staged_stays_staged() -> Non
     assert git("symbolic-ref", "HEAD") == "refs/heads/main"
 
 
-def test_nothing_new_makes_no_commit() -> None:
+def test_unchanged_results_make_no_commit() -> None:
     before = git("rev-parse", "HEAD")
     assert commit_results("Retrain", AUTHOR) is None
     assert git("rev-parse", "HEAD") == before
 
 
-def test_the_tag_tells_what_git_does_not_know() -> None:
-    assert tag_version(FACTS, "f" * 36, AUTHOR) == "iterit/my-model/v3"
+def test_the_tag_names_the_checkpoint_and_the_runs() -> None:
+    assert tag_version(REGISTERED, "f" * 36, AUTHOR) == "iterit/my-model/v3"
     message = json.loads(git("tag", "--list", "--format=%(contents)", "iterit/my-model/v3"))
     assert message["checkpoint"] == "c" * 64
     assert message["mlflow_run"] == "r" * 32
     assert message["prefect_flow_run"] == "f" * 36
     assert len(message["dvc_lock"]) == 64
+
+
+def test_sealing_commits_and_tags_the_registered_version(caplog: pytest.LogCaptureFixture) -> None:
+    write_registered(REGISTERED)
+    assert read_registered() == REGISTERED
+    Path("dvc.lock").write_text("second\n")
+    with caplog.at_level(logging.INFO):
+        seal(SealSettings(push=False), None, logging.getLogger("test"))
+    assert caplog.messages == [f"sealed: commit {git('rev-parse', 'HEAD')[:12]}", "sealed: tag iterit/my-model/v3"]
+    assert git("log", "-1", "--format=%an <%ae> %s") == f"{AUTHOR} Retrain: my model version 3"
+    assert git("rev-parse", "iterit/my-model/v3^{commit}") == git("rev-parse", "HEAD")
+
+
+def test_what_cannot_be_committed_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    write_registered(REGISTERED)
+    Path(".git/HEAD").write_text("ref: refs/heads/none\n")
+    seal(SealSettings(push=False), None, logging.getLogger("test"))
+    (message,) = caplog.messages
+    assert message.startswith("the run was not committed: ")
+    assert message.endswith(f"; `git add dvc.lock params.yaml metrics plots {BUNDLE}` and commit them")

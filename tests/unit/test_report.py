@@ -1,0 +1,81 @@
+"""The report's files and rows: one row per iteration that params.yaml names, the base model first."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from components import report
+from components.core.errors import UserError
+from components.core.files import write_csv, write_json
+from components.core.params import load_settings
+from components.core.paths import seconds_file
+from tests.support.project import edit_params
+
+PROJECT = Path(__file__).parents[2]
+METRICS, ITERATIONS = Path("metrics"), Path("data/iterations")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The metrics of a base model and of two iterations, of which the second made no step, and of a removed third."""
+    shutil.copyfile(PROJECT / "params.yaml", tmp_path / "params.yaml")
+    edit_params(tmp_path, {"iterations": {"1": {"parent": "base"}, "2": {"parent": "1"}}}, replace=True)
+    for number, key in enumerate(("base", "1", "2", "3")):
+        evaluated = {"loss": 3.25 - number / 4, "perplexity": 25.79, "mean_complexity": 0.5, "records": 7}
+        write_json(tmp_path / f"metrics/evaluate/{key}.json", evaluated)
+    for key in ("1", "2", "3"):
+        write_json(tmp_path / f"metrics/score/{key}.json", {"records": 40, "mean_complexity": 0.123456})
+        write_json(tmp_path / f"metrics/select/{key}.json", {"selected": 2})
+        place = tmp_path / "data/iterations" / key
+        losses = {"1": ("2.5", "2.0", "2.0")}.get(key, ())
+        steps = [{"step": step, "iteration": key, "loss": loss} for step, loss in enumerate(losses, 1)]
+        write_csv(place / "steps.csv", report.STEPS, [{**row, "learning_rate": 1e-05} for row in steps])
+        histogram = {"iteration": key, "complexity": 0.35, "candidates": 40, "selected": 2}
+        write_csv(place / "complexity.csv", report.COMPLEXITY, [histogram])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows() -> list[report.IterationRow]:
+    return report.iteration_rows(load_settings(), METRICS, ITERATIONS)
+
+
+def test_the_csv_files_have_the_iterations_of_params_and_nothing_else() -> None:
+    files = {name: Path(f"plots/{name}.csv") for name in ("series", "holdout", "steps", "complexity")}
+    report.write_report(load_settings(), METRICS, ITERATIONS, **files)
+    assert files["series"].read_bytes() == (
+        b"iteration,scored,selected,mean_complexity,training_loss,holdout_loss,perplexity,holdout_complexity\n"
+        b"1,40,2,0.123456,2.166667,3.0,25.79,0.5\n"
+        b"2,40,2,0.123456,,2.75,25.79,0.5\n"
+    )
+    assert files["holdout"].read_bytes() == (
+        b"iteration,holdout_loss,perplexity,holdout_complexity\n0,3.25,25.79,0.5\n1,3.0,25.79,0.5\n2,2.75,25.79,0.5\n"
+    )
+    assert files["steps"].read_bytes() == (
+        b"step,iteration,loss,learning_rate,gradient_norm\n1,1,2.5,1e-05,\n2,1,2.0,1e-05,\n3,1,2.0,1e-05,\n"
+    )
+    assert files["complexity"].read_bytes() == (b"iteration,complexity,candidates,selected\n1,0.35,40,2\n2,0.35,40,2\n")
+
+
+def test_the_base_model_is_iteration_0_without_selection_and_training() -> None:
+    base, *iterations = rows()
+    assert (base.iteration, base.holdout_loss) == (0, 3.25)
+    assert [base.scored, base.selected, base.mean_complexity, base.training_loss] == [None] * 4
+    assert [row.iteration for row in iterations] == [1, 2]
+
+
+def test_an_iteration_took_what_its_stages_took_when_all_of_them_have_run_here() -> None:
+    for name in ("score", "select", "finetune"):
+        write_json(seconds_file(f"{name}@1"), {"seconds": 1.26})
+    assert [row.seconds for row in rows()] == [None, None, None]
+    write_json(seconds_file("evaluate@1"), {"seconds": 2.0})
+    assert [row.seconds for row in rows()] == [None, 5.8, None]
+
+
+def test_missing_metrics_are_reported_by_file() -> None:
+    Path("metrics/select/2.json").unlink()
+    with pytest.raises(UserError, match=r"metrics/select/2\.json: not found; `dvc repro` makes it"):
+        rows()

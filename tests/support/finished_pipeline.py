@@ -1,8 +1,7 @@
-"""A project folder as a finished pipeline run leaves it: real DVC, real tables, two iterations of the small model."""
+"""A project folder as a finished pipeline run leaves it: real DVC, valid tables, two iterations of a small model."""
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 from ruamel.yaml import YAML
 
-from components.core.files import write_json
+from components.core.files import write_csv, write_json
 from components.data import tables
 from components.data.records import Message, make_record, to_table, write_records
 
@@ -26,7 +25,7 @@ ITERATIONS = ("1", "2")
 
 
 def make_finished_pipeline(folder: Path, models: dict[str, Path]) -> Path:
-    """`models`: the folders to take for base, 1 and 2. dvc.lock is DVC's own, made of the files as they lie there."""
+    """Make the project in `folder`. `models`: folders for base, 1 and 2. DVC writes dvc.lock from the files."""
     folder.mkdir(parents=True)
     for name in ("components", "conf", ".dvc"):
         ignore = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
@@ -55,7 +54,7 @@ def make_finished_pipeline(folder: Path, models: dict[str, Path]) -> Path:
         _put_iteration(folder, number, key)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     commit(folder)
-    # an MLflow store with its tables, which take seconds to make
+    # MLflow's tables are created once, for all copies of the project
     make_store = "from components.tracking.client import client; client().search_experiments()"
     environment = {**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
     done = subprocess.run(
@@ -77,7 +76,7 @@ def write_params(folder: Path, changes: dict[str, dict[str, object]]) -> None:
 
 
 def put_model(folder: Path, key: str, model: Path, *, loss: float) -> None:
-    """The checkpoint of an iteration, and how it did on the holdout."""
+    """Write the checkpoint of an iteration, and its evaluation on the holdout."""
     shutil.rmtree(folder / "models" / key, ignore_errors=True)
     shutil.copytree(model, folder / "models" / key)
     write_json(folder / "state" / key / "progress.json", {"step": 0, "steps_per_iteration": None})
@@ -104,21 +103,18 @@ def _put_iteration(folder: Path, number: int, key: str) -> None:
     tables.write(place / "selection.parquet", selection, tables.SELECTION)
     write_records(place / "subset.parquet", pool[:2])
     tables.write(place / "candidates.parquet", to_table(pool[:3]).select(["id"]), tables.CANDIDATES)
-    _write_rows(place / "complexity.csv", ["iteration", "complexity", "candidates", "selected"], [[key, "0.35", 4, 2]])
-    steps = [[2 * number - 1, key, 4.0 / number, 0.1, 1.0], [2 * number, key, 3.0 / number, 0.05, 1.0]]
-    _write_rows(place / "steps.csv", tables.STEPS.names, steps)
+    histogram = {"iteration": key, "complexity": "0.35", "candidates": 4, "selected": 2}
+    write_csv(place / "complexity.csv", list(histogram), [histogram])
+    steps = [(2 * number - 1, key, 4.0 / number, 0.1, 1.0), (2 * number, key, 3.0 / number, 0.05, 1.0)]
+    columns = tables.STEPS.names
+    write_csv(place / "steps.csv", columns, [dict(zip(columns, step, strict=True)) for step in steps])
     write_json(folder / f"metrics/score/{key}.json", {"records": 4, "mean_complexity": 0.3679})
     write_json(folder / f"metrics/select/{key}.json", {"selected": 2, "mean_score": 0.3679})
     write_json(folder / f"metrics/finetune/{key}.json", {"steps": 2, "training_loss": 3.5 / number})
 
 
-def _write_rows(path: Path, columns: list[str], rows: list[list[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-
-
 def commit(folder: Path) -> None:
-    """Make dvc.lock say that every stage but register has just made the files as they are now."""
+    """Write statements and dvc.lock as if every stage but register had just written the files as they are now."""
     report = ["--metrics", "metrics", "--iterations", "data/iterations", "--series", "plots/iterations.csv"]
     report += ["--holdout", "plots/holdout.csv", "--steps", "plots/steps.csv", "--complexity", "plots/complexity.csv"]
     subprocess.run([sys.executable, "-m", "components.report", *report], cwd=folder, check=True)
@@ -129,7 +125,7 @@ def commit(folder: Path) -> None:
 
 
 def dvc(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the `dvc` of this environment, whose stages say `python` and mean this one."""
+    """Run this environment's `dvc`; its stages' `python` is this one, too."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],

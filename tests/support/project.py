@@ -1,4 +1,4 @@
-"""A project as a user has it: the tracked files in a git and DVC repository of their own, with the small model."""
+"""A project as a user has it: the tracked files in a git and DVC repository of their own, with a small model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
+from components.core.paths import PARAMS
 from flows.seal import RESULTS
 
-# two projects of the same files have the same commit
+# fixed, so that two projects of the same files have the same commit
 WHEN = {"GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}
 SOURCE = Path(__file__).parents[2]
 
-LEFT_BY_A_RUN = tuple(name for name in RESULTS if name != "params.yaml")
+LEFT_BY_A_RUN = tuple(name for name in RESULTS if name != str(PARAMS))
 
 # small enough that a whole run takes well under a minute
 SMALL = {
@@ -36,7 +37,7 @@ SMALL = {
 
 
 def make_project(folder: Path, model: Path) -> Path:
-    """Copy the tracked files but those that a run leaves, point params.yaml to the model folder, and commit."""
+    """Copy the tracked files except the results of a run, set the base model to the folder, and commit."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=SOURCE, capture_output=True, check=True).stdout
     for name in listed.decode().split("\0"):
         if name and not name.startswith(("tests/", *LEFT_BY_A_RUN)) and (SOURCE / name).is_file():
@@ -56,9 +57,9 @@ def make_project(folder: Path, model: Path) -> Path:
 
 
 def edit_params(folder: Path, changes: dict[str, Any], *, replace: bool = False) -> None:
-    """Change keys of params.yaml, block by block; `replace` puts whole blocks in the place of the old ones."""
+    """Change keys of params.yaml, block by block; with `replace`, whole blocks are replaced."""
     yaml = YAML()
-    file = folder / "params.yaml"
+    file = folder / PARAMS
     params = yaml.load(file)
     for block, values in changes.items():
         if replace:
@@ -69,7 +70,7 @@ def edit_params(folder: Path, changes: dict[str, Any], *, replace: bool = False)
 
 
 def environment() -> dict[str, str]:
-    """As after `source .venv/bin/activate`, without settings of the tests' own process."""
+    """The environment of an activated .venv, without the settings of the test process."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "ITERIT_"))
@@ -78,12 +79,12 @@ def environment() -> dict[str, str]:
 
 
 def start(folder: Path, command: Sequence[str], **settings: str) -> subprocess.Popen[str]:
-    """Start a command in the project; its output, errors included, is the process's stdout."""
+    """Start a command in the project; its stderr goes to its stdout."""
     return subprocess.Popen(
         command,
         cwd=folder,
         env={**environment(), **settings},
-        # tests may run in the background of a shell, which starts them with SIGINT ignored
+        # a shell starts tests in the background with SIGINT ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -93,7 +94,7 @@ def start(folder: Path, command: Sequence[str], **settings: str) -> subprocess.P
 
 
 def call(folder: Path, *command: str, expect: int = 0, **settings: str) -> str:
-    """Run a command in the project and return what it printed; its exit code must be `expect`."""
+    """Run a command in the project and return its output; its exit code must be `expect`."""
     process = start(folder, command, **settings)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == expect, f"{' '.join(command)} ended with {process.returncode}:\n{output}"
@@ -101,7 +102,7 @@ def call(folder: Path, *command: str, expect: int = 0, **settings: str) -> str:
 
 
 def finetune_command(iteration: int, parent: str) -> list[str]:
-    """As dvc.yaml has it."""
+    """The command of the stage as in dvc.yaml."""
     place = f"data/iterations/{iteration}"
     options = {
         "iteration": iteration,
@@ -127,31 +128,31 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def task_states(folder: Path) -> dict[str, str]:
-    """Task run name -> state name of the newest flow run, as Prefect's own database has it."""
+    """Task run name -> state name in the newest flow run, from Prefect's database."""
     with sqlite3.connect(folder / ".prefect" / "prefect.db") as database:
         newest = database.execute("select id from flow_run order by created desc limit 1").fetchone()[0]
         return dict(database.execute("select name, state_name from task_run where flow_run_id = ?", [newest]))
 
 
 def ran(output: str) -> set[str]:
-    """The stages that `dvc repro` or `dvc exp run` ran, by what it printed."""
+    """The stages that `dvc repro` or `dvc exp run` ran, from its output."""
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
 
 
 def at_work_in(folder: Path) -> list[str]:
     """Command lines of the processes whose current folder is the project."""
-    found = []
+    command_lines = []
     for process in psutil.process_iter():
         try:
             if Path(process.cwd()) == folder:
-                found.append(" ".join(process.cmdline()))
+                command_lines.append(" ".join(process.cmdline()))
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return command_lines
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | None = None, seconds: int = 300) -> None:
-    """Return once the condition holds; fail when the process ends before, or the time is over."""
+    """Return once the condition holds; fails when the process ends before, or after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, process.communicate()[0]

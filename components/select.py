@@ -1,13 +1,13 @@
-"""Which records the model is trained on next, and which are scored again after that.
+"""Stage `select@N`: picks the records that the model is trained on next, and those that later iterations score again.
 
-The strategy (components/strategies) picks k of the candidates. Every record of the pool gets a row with its status
-and the reason for it, so that "why was this one not used?" has an answer in a table.
+The strategy (components/strategies/) picks k of the candidates. Every record of the pool gets a row with its status and
+the reason for it, so that a table answers "why was this one not used?".
 
-What the iterations after the first score again is decided once, where the whole pool was scored. The ranking is
+The candidates of the iterations after the first are chosen once, where the whole pool was scored. The ranking is
 
     the k picks in pick order, then the misaligned in pool order, then the remaining eligible by falling complexity
 
-and its first floor(update_ratio x k) records are the candidates. update_ratio 1 stands for the whole pool each time.
+and its first floor(update_ratio x k) records are the candidates. With update_ratio 1 they are always the whole pool.
 
     python -m components.select --iteration 1 --pool data/pool.parquet --scores data/iterations/1/scores.parquet ...
 """
@@ -17,11 +17,10 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +30,12 @@ import pyarrow.compute as pc
 from components.core.errors import UserError
 from components.core.files import write_csv, write_json
 from components.core.params import load_settings
+from components.core.paths import PARAMS
 from components.core.settings.select import SelectSettings
 from components.core.stage import stage
 from components.data import tables
 from components.provenance.statements import statement_of
-from components.strategies import STRATEGIES
+from components.strategies import load_strategy
 from components.strategies.interface import NO_LIMIT, Budget, Candidates, Selection
 
 BIN_WIDTH, LAST_BIN = 0.05, 1.5  # of the histogram; the last bin takes everything from there on
@@ -46,8 +46,33 @@ NOT_A_CANDIDATE = "not among the records that this iteration scored"
 
 
 @dataclass(frozen=True, slots=True)
+class SelectedRecords:
+    """The picks, and what became of every other record of the pool."""
+
+    table: pa.Table
+    """tables.SELECTION of the whole pool, in its order."""
+    rows: npt.NDArray[np.int64]
+    """Rows of the picks in the pool, in pick order."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectSummary:
+    """The content of metrics/select/N.json; the means are over the picks."""
+
+    pool: int
+    candidates: int
+    k: int
+    selected: int
+    mean_complexity: float | None
+    mean_diversity: float | None
+    mean_score: float | None
+    sources: Mapping[str, int]
+    """Picks by source."""
+
+
+@dataclass(frozen=True, slots=True)
 class HistogramRow:
-    """One bin of data/iterations/N/complexity.csv."""
+    """A bin of data/iterations/N/complexity.csv."""
 
     iteration: str
     complexity: str
@@ -56,37 +81,45 @@ class HistogramRow:
     selected: int
 
 
-def select_records(
-    pool: pa.Table, scores: pa.Table, k: int | None, settings: SelectSettings
-) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-    """tables.SELECTION of the whole pool in its order, and the places in `pool` of the picks in pick order.
+def select_records(pool: pa.Table, scores: pa.Table, k: int | None, settings: SelectSettings) -> SelectedRecords:
+    """Pick by the strategy and budget of the settings.
 
     `k`: picks, at most; None where the budget is one of tokens. Ties go to the record that comes first in `scores`.
     Raises UserError when nothing can be selected.
     """
-    place_of = {key: place for place, key in enumerate(pool["id"].to_pylist())}
-    places = np.array([place_of[key] for key in scores["id"].to_pylist()], np.int64)
-    # null becomes nan
-    numbers = {
-        name: scores[name].to_numpy(zero_copy_only=False).astype(np.float64)
-        for name in ("complexity", "nll_conditional")
-    }
-    candidates = Candidates(scores["id"].to_pylist(), responses_of(pool, places), **numbers)
-    sources = [pool["source"][place].as_py() for place in places.tolist()]
+    row_of = {key: row for row, key in enumerate(pool["id"].to_pylist())}
+    rows = np.array([row_of[key] for key in scores["id"].to_pylist()], np.int64)
+    candidates = Candidates(
+        ids=scores["id"].to_pylist(),
+        responses=responses_of(pool, rows),
+        complexity=_with_nan(scores["complexity"]),
+        nll_conditional=_with_nan(scores["nll_conditional"]),
+    )
+    sources = [pool["source"][row].as_py() for row in rows.tolist()]
     budget = make_budget(candidates, sources, scores["response_tokens"].to_numpy(), k, settings)
-    picks = STRATEGIES[settings.strategy](candidates, budget, settings)
+    picks = load_strategy(settings.strategy)(candidates, budget, settings)
     if not len(picks):
-        complexity = candidates.complexity
-        misaligned = int((complexity >= 1).sum())
-        raise UserError(
-            f"none of {len(complexity)} candidates can be selected: {misaligned} are misaligned (complexity 1 or "
-            f"more), {int(np.isnan(complexity).sum())} unscorable; does the chat template fit the model "
-            "(params.yaml: score.template, score.system), is the budget (select.ratio, select.tokens) one record?"
-        )
-    rows = _Rows(pool.num_rows)
-    rows.fill_candidates(places, candidates.complexity, picks.eligible, scores["reason"].to_pylist())
-    rows.fill_picks(places, picks)
-    return rows.table(pool["id"]), places[picks.indices]
+        raise _nothing_selected(candidates)
+    columns = _Columns(pool.num_rows)
+    columns.fill_candidates(rows, candidates.complexity, picks.eligible, scores["reason"].to_pylist())
+    columns.fill_picks(rows, picks)
+    return SelectedRecords(columns.table(pool["id"]), rows[picks.indices])
+
+
+def _with_nan(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    """The column with nan in place of null."""
+    values: npt.NDArray[np.float64] = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    return values
+
+
+def _nothing_selected(candidates: Candidates) -> UserError:
+    misaligned = int((candidates.complexity >= 1).sum())
+    unscorable = int(np.isnan(candidates.complexity).sum())
+    return UserError(
+        f"none of {len(candidates)} candidates can be selected: {misaligned} are misaligned (complexity 1 or more), "
+        f"{unscorable} unscorable; does the chat template fit the model ({PARAMS}: score.template, score.system), and "
+        "does the budget (select.ratio, select.tokens) allow one record?"
+    )
 
 
 def make_budget(
@@ -96,14 +129,16 @@ def make_budget(
     k: int | None,
     settings: SelectSettings,
 ) -> Budget:
-    """The limits of select.ratio or select.tokens, and of select.quotas; a source that has fewer aligned records than
-    its least share is owed those. Raises UserError for a quota of a source that no candidate is from.
+    """The limits of select.ratio or select.tokens, and of select.quotas.
+
+    `sources` and `tokens` (of the response) have an entry per candidate. A source with fewer aligned records than its
+    minimum share is owed that many. Raises UserError for a quota of a source that no candidate is from.
     """
     names = sorted(set(sources))
     unknown = sorted(set(settings.quotas) - set(names))
     if unknown:
         raise UserError(
-            f"params.yaml: select.quotas.{unknown[0]}: no candidate is from that source; there are {', '.join(names)}"
+            f"{PARAMS}: select.quotas.{unknown[0]}: no candidate is from that source; there are {', '.join(names)}"
         )
     source = np.array([names.index(name) for name in sources], np.int64)
     owed, room = np.zeros(len(names), np.int64), np.full(len(names), NO_LIMIT)
@@ -112,22 +147,22 @@ def make_budget(
         number = names.index(name)
         least, most = (Fraction(str(share)) * k for share in (quota.min_share, quota.max_share))
         room[number] = math.floor(most)
-        present = int((candidates.aligned & (source == number)).sum())
-        owed[number] = min(math.ceil(least), present, int(room[number]))
+        aligned = int((candidates.aligned & (source == number)).sum())
+        owed[number] = min(math.ceil(least), aligned, int(room[number]))
     left = np.array([NO_LIMIT if k is None else k, settings.tokens or NO_LIMIT])
     return Budget(left, tokens.astype(np.int64), source, owed, room)
 
 
-def responses_of(pool: pa.Table, places: npt.NDArray[np.int64]) -> list[str]:
-    """The last message's content of the records at `places`."""
+def responses_of(pool: pa.Table, rows: npt.NDArray[np.int64]) -> list[str]:
+    """The content of the last message of the records in `rows`."""
     messages = pool["messages"].combine_chunks()
     last = messages.offsets.to_numpy()[1:] - 1
-    responses: list[str] = messages.values.field("content").take(pa.array(last[places])).to_pylist()
+    responses: list[str] = messages.values.field("content").take(pa.array(last[rows])).to_pylist()
     return responses
 
 
-class _Rows:
-    """The columns of tables.SELECTION while they are filled; every record starts as no candidate."""
+class _Columns:
+    """The columns of tables.SELECTION while they are filled; at first no record is a candidate."""
 
     def __init__(self, count: int) -> None:
         self.rank: list[int | None] = [None] * count
@@ -139,36 +174,36 @@ class _Rows:
 
     def fill_candidates(
         self,
-        places: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
         complexity: npt.NDArray[np.float64],
         eligible: npt.NDArray[np.bool_],
-        reasons: Sequence[str | None],
+        unscorable_because: Sequence[str | None],
     ) -> None:
-        for place, value, chosen_from, reason in zip(
-            places.tolist(), complexity.tolist(), eligible.tolist(), reasons, strict=True
+        for row, value, is_eligible, reason in zip(
+            rows.tolist(), complexity.tolist(), eligible.tolist(), unscorable_because, strict=True
         ):
             if math.isnan(value):
-                self.status[place], self.reason[place] = "unscorable", reason or "no complexity"
+                self.status[row], self.reason[row] = "unscorable", reason or "no complexity"
                 continue
-            self.complexity[place] = value
-            if chosen_from:
-                self.status[place] = "eligible"
+            self.complexity[row] = value
+            if is_eligible:
+                self.status[row] = "eligible"
             elif value >= 1:
-                self.status[place], self.reason[place] = "misaligned", MISALIGNED
+                self.status[row], self.reason[row] = "misaligned", MISALIGNED
             else:
-                self.status[place], self.reason[place] = "not_eligible", NOT_ELIGIBLE
+                self.status[row], self.reason[row] = "not_eligible", NOT_ELIGIBLE
 
-    def fill_picks(self, places: npt.NDArray[np.int64], picks: Selection) -> None:
+    def fill_picks(self, rows: npt.NDArray[np.int64], picks: Selection) -> None:
         for rank, index in enumerate(picks.indices.tolist(), 1):
-            place = int(places[index])
-            self.rank[place] = rank
+            row = int(rows[index])
+            self.rank[row] = rank
             diversity = float(picks.diversity[rank - 1])
-            self.diversity[place] = None if math.isnan(diversity) else diversity
-            self.score[place] = float(picks.score[rank - 1])
-            self.status[place], self.reason[place] = "selected", f"selected at rank {rank} of {len(picks)}"
-        for place in places.tolist():
-            if self.status[place] == "eligible":
-                self.reason[place] = f"could be selected, but is not among the {len(picks)} picks"
+            self.diversity[row] = None if math.isnan(diversity) else diversity
+            self.score[row] = float(picks.score[rank - 1])
+            self.status[row], self.reason[row] = "selected", f"selected at rank {rank} of {len(picks)}"
+        for row in rows.tolist():
+            if self.status[row] == "eligible":
+                self.reason[row] = f"could be selected, but is not among the {len(picks)} picks"
 
     def table(self, ids: pa.ChunkedArray) -> pa.Table:
         return pa.table(
@@ -185,7 +220,7 @@ class _Rows:
 
 
 def next_candidates(selection: pa.Table, parent_candidates: Sequence[str], k: int, update_ratio: float) -> list[str]:
-    """Ids that the next iteration scores; what the parent's were, unless those were the pool in its order."""
+    """Ids that the next iteration scores: the parent's candidates, unless those are the whole pool in its order."""
     ids = selection["id"].to_pylist()
     if update_ratio == 1 or ids != list(parent_candidates):
         return list(parent_candidates)
@@ -193,25 +228,27 @@ def next_candidates(selection: pa.Table, parent_candidates: Sequence[str], k: in
     selected = sorted((row for row in rows if row[1] == "selected"), key=lambda row: row[2])
     misaligned = [row for row in rows if row[1] == "misaligned"]
     eligible = sorted((row for row in rows if row[1] in ("eligible", "not_eligible")), key=lambda row: -row[3])
-    count = math.floor(Fraction(str(update_ratio)) * k)  # the decimal number as written: 1.15 x 100 is 115
+    count = math.floor(Fraction(str(update_ratio)) * k)  # of the decimal number as written: 1.15 x 100 is 115
     return [row[0] for row in (*selected, *misaligned, *eligible)][:count]
 
 
-def summarize(selection: pa.Table, subset: pa.Table, scores: pa.Table, k: int) -> dict[str, Any]:
-    """What metrics/select/N.json holds; means are over the picks."""
+def summarize(selection: pa.Table, subset: pa.Table, scores: pa.Table, k: int) -> SelectSummary:
+    """Counts and means of tables.SELECTION; `subset` holds the picked records."""
     picked = selection.filter(pc.equal(selection["status"], "selected"))
-    means = {name: _mean(picked[name].drop_null().to_numpy()) for name in ("complexity", "diversity", "score")}
-    return {
-        "pool": selection.num_rows,
-        "candidates": scores.num_rows,
-        "k": k,
-        "selected": picked.num_rows,
-        **{f"mean_{name}": mean for name, mean in means.items()},
-        "sources": dict(sorted(Counter(subset["source"].to_pylist()).items())),
-    }
+    return SelectSummary(
+        pool=selection.num_rows,
+        candidates=scores.num_rows,
+        k=k,
+        selected=picked.num_rows,
+        mean_complexity=_mean(picked["complexity"]),
+        mean_diversity=_mean(picked["diversity"]),
+        mean_score=_mean(picked["score"]),
+        sources=dict(sorted(Counter(subset["source"].to_pylist()).items())),
+    )
 
 
-def _mean(values: npt.NDArray[np.float64]) -> float | None:
+def _mean(column: pa.ChunkedArray) -> float | None:
+    values = column.drop_null().to_numpy()
     return round(float(values.mean()), 6) if len(values) else None
 
 
@@ -222,7 +259,7 @@ def histogram(iteration: str, selection: pa.Table) -> list[HistogramRow]:
     for value, status in zip(selection["complexity"].to_pylist(), selection["status"].to_pylist(), strict=True):
         if value is None:
             continue
-        # 20 bins up to 1: a division by 0.05 would put 0.15 into the bin below it
+        # multiplied by 20, because a division by 0.05 would put 0.15 into the bin below it
         number = min(math.floor(value * round(1 / BIN_WIDTH)), last)
         candidates[number] += 1
         selected[number] += status == "selected"
@@ -230,6 +267,14 @@ def histogram(iteration: str, selection: pa.Table) -> list[HistogramRow]:
         HistogramRow(iteration, f"{number * BIN_WIDTH:.2f}", candidates[number], selected[number])
         for number in range(last + 1)
     ]
+
+
+def describe(summary: SelectSummary, k: int | None) -> str:
+    """The stage's line on stdout; `k` is None where the budget is one of tokens."""
+    fewer = f" (asked for {k}; no more are eligible)" if k and summary.selected < k else ""
+    means = {"complexity": summary.mean_complexity, "diversity": summary.mean_diversity}
+    shown = ", ".join(f"mean {name} {value}" for name, value in means.items() if value is not None)
+    return f"{summary.selected} of {summary.candidates} candidates{fewer}, {shown}"
 
 
 def main() -> None:
@@ -245,24 +290,19 @@ def main() -> None:
         parent_candidates = tables.read(options.parent_candidates, tables.CANDIDATES)["id"].to_pylist()
         k = None if settings.tokens else settings.records_per_iteration(pool.num_rows)
         if k == 0:
-            raise UserError(f"params.yaml: select.ratio: {settings.ratio} of {pool.num_rows} records is not one record")
-        selection, picked = select_records(pool, scores, k, settings)
-        asked, k = k, k or len(picked)
-        subset = pool.take(pa.array(picked))
-        candidates = next_candidates(selection, parent_candidates, k, settings.update_ratio)
-        metrics = summarize(selection, subset, scores, k)
-        tables.write(options.selection, selection, tables.SELECTION)
+            raise UserError(f"{PARAMS}: select.ratio: {settings.ratio} of {pool.num_rows} records is not one record")
+        selected = select_records(pool, scores, k, settings)
+        count = k or len(selected.rows)
+        subset = pool.take(pa.array(selected.rows))
+        candidates = next_candidates(selected.table, parent_candidates, count, settings.update_ratio)
+        summary = summarize(selected.table, subset, scores, count)
+        tables.write(options.selection, selected.table, tables.SELECTION)
         tables.write(options.subset, subset, tables.RECORDS)
         tables.write(options.candidates, pa.table({"id": candidates}, schema=tables.CANDIDATES), tables.CANDIDATES)
-        rows = histogram(options.iteration, selection)
+        rows = histogram(options.iteration, selected.table)
         write_csv(options.histogram, [field.name for field in fields(HistogramRow)], map(asdict, rows))
-        write_json(options.metrics, metrics)
-        fewer = f" (asked for {asked}; no more are eligible)" if asked and len(picked) < asked else ""
-        means = [f"mean {name} {metrics[f'mean_{name}']}" for name in ("complexity", "diversity")]
-        print(
-            f"{running.name}: {len(picked)} of {scores.num_rows} candidates{fewer}, "
-            + ", ".join(mean for mean in means if not mean.endswith("None"))
-        )
+        write_json(options.metrics, asdict(summary))
+        print(f"{running.name}: {describe(summary, k)}")
 
 
 if __name__ == "__main__":

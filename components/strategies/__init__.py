@@ -1,23 +1,30 @@
-"""Selection strategies: one module each, chosen by `select.strategy`.
+"""Selection strategies, one module each: a function `select(candidates, budget, settings) -> Selection`.
 
-A new one is a function `(candidates, budget, settings) -> Selection` in a file of its own, and a line here.
+A new one needs a file, a line here, and its name in components/core/settings/select.py.
 """
 
 from __future__ import annotations
 
-from components.strategies import deita, facility_location, full, ifd, iterit, k_center, longest, perplexity, random
+from importlib import import_module
+from typing import cast
+
 from components.strategies.interface import Strategy
 
-STRATEGIES: dict[str, Strategy] = {
-    "iterit": iterit.select,
-    "iterit-static": iterit.select,  # scored by the base model in every iteration
-    "superfiltering": ifd.select,  # scored by a smaller model (arXiv 2402.00530)
-    "ifd": ifd.select,
-    "random": random.select,
-    "longest": longest.select,
-    "perplexity": perplexity.select,
-    "k-center": k_center.select,
-    "facility-location": facility_location.select,
-    "deita-style": deita.select,
-    "full": full.select,
+STRATEGIES = {  # select.strategy -> module
+    "iterit": "iterit",
+    "iterit-static": "iterit",  # scored by the base model in every iteration
+    "ifd": "ifd",
+    "superfiltering": "ifd",  # scored by a smaller model (arXiv 2402.00530)
+    "perplexity": "perplexity",
+    "longest": "longest",
+    "k-center": "k_center",
+    "facility-location": "facility_location",
+    "deita-style": "deita",
+    "random": "random",
+    "full": "full",
 }
+
+
+def load_strategy(name: str) -> Strategy:
+    """The strategy's function. Only its module is imported, because iterit's needs numba and others do not."""
+    return cast(Strategy, import_module(f"{__name__}.{STRATEGIES[name]}").select)

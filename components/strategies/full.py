@@ -1,4 +1,4 @@
-"""Every scorable record, in pool order: fine-tuning on all data. select.ratio does not count."""
+"""Strategy `full`: every scorable record, in pool order. The baseline of fine-tuning on all data."""
 
 from __future__ import annotations
 
@@ -9,5 +9,6 @@ from components.strategies.interface import Budget, Candidates, Selection, in_or
 
 
 def select(candidates: Candidates, budget: Budget, settings: SelectSettings) -> Selection:  # noqa: ARG001
-    everything = Budget.of(len(candidates), budget.tokens)
-    return in_order(range(len(candidates)), np.ones(len(candidates)), candidates.scorable, everything)
+    """From all scorable records, whatever the budget; the score is 1."""
+    unlimited = Budget.of(len(candidates), budget.tokens)
+    return in_order(range(len(candidates)), np.ones(len(candidates)), candidates.scorable, unlimited)

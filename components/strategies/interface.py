@@ -1,4 +1,4 @@
-"""What every strategy takes and gives, and the budget that all of them keep."""
+"""The interface of a strategy: candidates in, a selection out, within a budget."""
 
 from __future__ import annotations
 
@@ -8,25 +8,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from components.core.settings.select import SelectSettings
 
 Floats = npt.NDArray[np.float64]
-
-
 Integers = npt.NDArray[np.int64]
-
-
 Flags = npt.NDArray[np.bool_]
-
 
 NO_LIMIT = 2**62
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The records to choose from, one entry each in everything; nan where a record is unscorable."""
+    """The records to choose from, one entry each in every array; nan where a record is unscorable."""
 
     ids: Sequence[str]
     responses: Sequence[str]
@@ -39,23 +33,24 @@ class Candidates:
 
     @property
     def scorable(self) -> Flags:
+        """Which candidates have a complexity."""
         return np.isfinite(self.complexity)
 
     @property
     def aligned(self) -> Flags:
-        """Scorable, with a complexity below 1; from 1 on the prompt does not help to predict the response."""
+        """Which candidates have a complexity below 1: their prompt helps to predict their response."""
         return self.scorable & (self.complexity < 1)
 
 
 @dataclass(slots=True)
 class Budget:
-    """How many picks are left, in all and of each source. `left`, `owed` and `room` change with every pick.
+    """How much may still be picked, in total and from each source; `left`, `owed` and `room` change with every pick.
 
-    What it does not allow now it will not allow later: a strategy may drop the candidate.
+    A candidate that is not allowed now is not allowed later either, so a strategy may drop it.
     """
 
     left: Integers
-    """Records, and response tokens."""
+    """Records and response tokens that are left: shape (2,)."""
     tokens: Integers
     """Response tokens of each candidate."""
     source: Integers
@@ -67,47 +62,51 @@ class Budget:
 
     @classmethod
     def of(cls, records: int, tokens: npt.ArrayLike) -> Budget:
-        """So many records, whatever their length and source."""
+        """A number of records, whatever their response tokens and sources."""
         tokens = np.asarray(tokens, np.int64)
         source = np.zeros(len(tokens), np.int64)
         return cls(np.array([records, NO_LIMIT]), tokens, source, np.array([0]), np.array([NO_LIMIT]))
 
     def allows(self, candidate: int) -> bool:
+        """Whether the candidate may be picked."""
         return bool(allows(candidate, self.left, self.tokens, self.source, self.owed, self.room))
 
     def take(self, candidate: int) -> None:
+        """Count the candidate as picked."""
         take(candidate, self.left, self.tokens, self.source, self.owed, self.room)
 
 
-@njit(cache=True)
 def allows(candidate: int, left: Integers, tokens: Integers, source: Integers, owed: Integers, room: Integers) -> bool:
-    own = source[candidate]
+    """Budget.allows as a function of arrays, which numba compiles in iterit.py."""
+    its_source = source[candidate]
     return bool(
         left[0] > 0
         and tokens[candidate] <= left[1]
-        and room[own] > 0
-        # the last picks are kept for the sources that are still owed some
-        and (owed[own] > 0 or left[0] > owed.sum())
+        and room[its_source] > 0
+        # the last picks are reserved for sources that are still owed some
+        and (owed[its_source] > 0 or left[0] > owed.sum())
     )
 
 
-@njit(cache=True)
 def take(candidate: int, left: Integers, tokens: Integers, source: Integers, owed: Integers, room: Integers) -> None:
-    own = source[candidate]
+    """Budget.take as a function of arrays, which numba compiles in iterit.py."""
+    its_source = source[candidate]
     left[0] -= 1
     left[1] -= tokens[candidate]
-    room[own] -= 1
-    owed[own] = max(owed[own] - 1, 0)
+    room[its_source] -= 1
+    owed[its_source] = max(owed[its_source] - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Picks in pick order, one entry each in every array; fewer than asked for where fewer are eligible."""
+    """Picks in pick order, one entry each in every array but `eligible`; there may be fewer than the budget allows."""
 
     indices: Integers
+    """Of the candidates."""
     diversity: Floats
-    """At the time of the pick, as is the score; nan where the strategy has none."""
+    """At the time of the pick; nan where the strategy does not compute it."""
     score: Floats
+    """At the time of the pick: the criterion that the strategy maximizes."""
     eligible: Flags
     """Which candidates the strategy chose from."""
 
@@ -120,7 +119,7 @@ class Strategy(Protocol):
 
 
 def in_order(order: Iterable[int], score: Floats, eligible: Flags, budget: Budget) -> Selection:
-    """Take the eligible in `order` while the budget lasts."""
+    """Pick the eligible candidates in `order` as far as the budget allows."""
     picks = []
     for candidate in order:
         if eligible[candidate] and budget.allows(candidate):
@@ -130,13 +129,13 @@ def in_order(order: Iterable[int], score: Floats, eligible: Flags, budget: Budge
     return Selection(indices, np.full(len(indices), np.nan), score[indices], eligible)
 
 
-def falling(score: Floats) -> list[int]:
-    """Indices by falling score, the lower index first where scores are equal, nan last."""
+def descending(score: Floats) -> list[int]:
+    """Indices by descending score; equal scores in index order, nan last."""
     order: list[int] = np.argsort(-score, kind="stable").tolist()
     return order
 
 
 def similarity_to(tfidf: Any, row: int) -> Floats:
-    """Cosine of each row's TF-IDF weights with those of one row, shape (rows,)."""
-    found: Floats = (tfidf @ tfidf[row].T).toarray()[:, 0]
-    return found
+    """Cosine of each row's TF-IDF weights with those of `row`, shape (rows,)."""
+    cosines: Floats = (tfidf @ tfidf[row].T).toarray()[:, 0]
+    return cosines

@@ -59,10 +59,11 @@ def test_every_mistake_is_reported(folder: Path) -> None:
     assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["base_model.path", "finetune.deepspeed"]
 
 
-def test_comments_stay_where_a_parameter_is_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comments_and_quotes_stay_when_a_parameter_is_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = folder / "params.yaml"
-    file.write_text("# mine\n" + file.read_text())
+    file.write_text("# mine\n" + file.read_text().replace("name: iterit", 'name: "iterit"'))
     before = file.read_text()
+    assert '"iterit"' in before
     settings = set_parameters(["select.ratio=12", "finetune.seed=7", "finetune.batch_size=8"], check_workspace)
     assert (settings.select.ratio, settings.finetune.seed) == (12, 7)
     assert file.read_text() == before.replace("ratio: 0.2", "ratio: 12").replace("seed: 42", "seed: 7")

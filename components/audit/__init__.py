@@ -1,1 +1,1 @@
-"""Which data trained which checkpoint: find, describe, trace, verify, replay and compare."""
+"""Which data trained which checkpoint, and whether anything was swapped since."""

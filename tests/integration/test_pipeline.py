@@ -1,6 +1,6 @@
-"""The whole pipeline with a small model and every real part: Prefect, DVC, DeepSpeed, MLflow.
+"""The whole pipeline with a small model and real Prefect, DVC, DeepSpeed and MLflow.
 
-A run of it takes most of a minute, so each one is looked at from several sides.
+A run is slow, so several tests look at the same one.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ LAST = {"report", "register"}
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> tuple[Path, str]:
-    """A project after its first `iterit run`, and what that printed; copied by the tests that change it."""
+    """A project after its first `iterit run`, and the output of the run; tests that change it use `project`."""
     folder = make_project(tmp_path_factory.mktemp("project"), small_model)
     return folder, iterit(folder, "run")
 
 
 @pytest.fixture
 def project(finished: tuple[Path, str], tmp_path: Path) -> Path:
-    """A copy of the finished project, to change."""
+    """A copy of the project after its first run, for a test to change."""
     folder = tmp_path / "project"
     shutil.copytree(finished[0], folder, symlinks=True)
     return folder
@@ -55,47 +55,47 @@ def query(folder: Path, database: str, sql: str) -> list[tuple[object, ...]]:
         return connection.execute(sql).fetchall()
 
 
-def test_one_flow_run_shows_the_loop(finished: tuple[Path, str]) -> None:
+def test_a_flow_run_has_a_task_per_stage_and_a_table_per_iteration(finished: tuple[Path, str]) -> None:
     loop = {f"{name}@{number}" for name in LOOP for number in (1, 2)}
     assert task_states(finished[0]) == dict.fromkeys(FIRST | loop | LAST, "Ran")
     artifacts = {row[0] for row in query(finished[0], ".prefect/prefect.db", "select key from artifact")}
     assert artifacts >= {"iteration-1", "iteration-2", "mlflow-run"}
 
 
-def test_mlflow_has_every_step_and_how_fast_it_was(finished: tuple[Path, str]) -> None:
+def test_mlflow_has_every_optimizer_step_and_its_speed(finished: tuple[Path, str]) -> None:
     steps = """
         select distinct m.step from metrics m join runs r using (run_uuid)
         where m.key = '%s' and r.name not like '%%@%%'
     """
     files = [finished[0] / f"data/iterations/{iteration}/steps.csv" for iteration in (1, 2)]
-    made = sum(len(file.read_text().splitlines()) - 1 for file in files)
+    total = sum(len(file.read_text().splitlines()) - 1 for file in files)
     for key in ("step/loss", "step/learning_rate", "step/gradient_norm", "step/tokens_per_second"):
-        assert sorted(query(finished[0], "mlflow.db", steps % key)) == [(step,) for step in range(1, made + 1)], key
-    measured = {key for (key,) in query(finished[0], "mlflow.db", "select distinct key from metrics")}
-    assert measured >= {f"throughput/{name}" for name in ("tokens_per_second", "share_of_gemm", "peak_memory_bytes")}
+        assert sorted(query(finished[0], "mlflow.db", steps % key)) == [(step,) for step in range(1, total + 1)], key
+    metrics = {key for (key,) in query(finished[0], "mlflow.db", "select distinct key from metrics")}
+    assert metrics >= {f"throughput/{name}" for name in ("tokens_per_second", "share_of_gemm", "peak_memory_bytes")}
 
 
-def test_a_run_ends_with_a_table_and_where_things_are(finished: tuple[Path, str]) -> None:
+def test_a_run_ends_with_a_table_and_where_the_results_are(finished: tuple[Path, str]) -> None:
     table = finished[1].partition("Retrained")[2]
     for expected in ("base", "perplexity", "models/2", "iterit version 1", "mlflow server", "prefect server start"):
         assert expected in table
-    assert not [line for line in table.splitlines() if "…" in line]  # cut off
-    whole, arithmetic, rest = map(
+    assert not [line for line in table.splitlines() if "…" in line]  # a cell was cut off
+    total, arithmetic, rest = map(
         int, re.search(r"time +(\d+) s: (\d+) s of .*, (\d+) s of everything", table).groups()
     )
-    assert 0 <= arithmetic < whole
+    assert 0 <= arithmetic < total
     for name in ("evaluate_base", "score@1", "finetune@1", "evaluate@1"):
-        took = json.loads((finished[0] / seconds_file(name)).read_text())
-        assert 0 < took["arithmetic"] < took["seconds"]
-    assert abs(whole - arithmetic - rest) <= 1  # each is rounded
+        timing = json.loads((finished[0] / seconds_file(name)).read_text())
+        assert 0 < timing["arithmetic"] < timing["seconds"]
+    assert abs(total - arithmetic - rest) <= 1  # each is rounded
 
 
-def test_a_first_run_prints_nothing_that_a_user_can_do_nothing_about(finished: tuple[Path, str]) -> None:
+def test_a_first_run_prints_no_warning_that_a_user_cannot_act_on(finished: tuple[Path, str]) -> None:
     for noise in ("Traceback", "WARNING", "Warning", "warning", "ERROR", "locked"):
         assert noise not in finished[1]
 
 
-def test_a_run_ends_sealed_and_the_audit_holds(finished: tuple[Path, str]) -> None:
+def test_a_run_ends_with_a_commit_and_a_tag_and_the_audit_holds(finished: tuple[Path, str]) -> None:
     folder = finished[0]
     assert call(folder, "git", "log", "-1", "--format=%an %s").strip() == "iterit Retrain: iterit version 1"
     assert call(folder, "git", "status", "--porcelain") == ""
@@ -112,13 +112,13 @@ def test_a_run_ends_sealed_and_the_audit_holds(finished: tuple[Path, str]) -> No
     earlier = json.loads(iterit(folder, "audit", "checkpoint", "models/1", "--format", "json"))
     assert earlier["sealed"] == [{"tag": "iterit/iterit/v1", **message, "registered": False}]
     # the trainer state after iteration 1 was pruned: it is made again, too
-    again = iterit(folder, "audit", "verify", "--replay", "2").splitlines()
-    for made in ("models/1", "state/1", "data/iterations/2/scores.parquet", "models/2", "state/2"):
-        assert any(line.startswith(f"ok        {made} made again") for line in again), made
-    assert "there are iterations 1, 2" in iterit(folder, "audit", "verify", "--replay", "3", expect=2)
+    replay = iterit(folder, "audit", "verify", "--replay", "2").splitlines()
+    for path in ("models/1", "state/1", "data/iterations/2/scores.parquet", "models/2", "state/2"):
+        assert any(line.startswith(f"ok        {path} made again") for line in replay), path
+    assert "the iterations are 1, 2" in iterit(folder, "audit", "verify", "--replay", "3", expect=2)
 
 
-def test_a_run_that_finds_nothing_new_registers_nothing(project: Path) -> None:
+def test_a_run_without_changes_registers_nothing(project: Path) -> None:
     before = (project / "dvc.lock").read_bytes()
     assert "nothing new" in iterit(project, "run")
     assert (project / "dvc.lock").read_bytes() == before
@@ -131,7 +131,15 @@ def test_a_run_that_finds_nothing_new_registers_nothing(project: Path) -> None:
     assert (project / "dvc.lock").read_bytes() == before
 
 
-def test_dvc_alone_gives_the_same_files_and_records(
+def test_the_module_of_the_flow_runs_as_the_command_does(project: Path) -> None:
+    assert "nothing new" in call(project, "python", "-m", "flows.retrain")
+    assert task_states(project) == {}
+    assert query(project, ".prefect/prefect.db", "select count(*) from flow_run") == [(2,)]
+    (project / "params.yaml").write_text("select: {}\n")
+    assert "error: params.yaml: base_model: missing" in call(project, "python", "-m", "flows.retrain", expect=2)
+
+
+def test_a_bare_dvc_repro_gives_the_same_files_and_records(
     finished: tuple[Path, str], tmp_path: Path, small_model: Path
 ) -> None:
     folder = make_project(tmp_path, small_model)
@@ -141,7 +149,7 @@ def test_dvc_alone_gives_the_same_files_and_records(
 
 
 def mlflow_records(folder: Path) -> dict[str, tuple[set[str], set[str]]]:
-    """Run name (`parent` for the parent run) -> names of its metrics and of its parameters."""
+    """Run name (`parent` for the parent run) -> names of its metrics, names of its parameters."""
     records = {}
     with sqlite3.connect(folder / "mlflow.db") as database:
         runs = database.execute(
@@ -155,14 +163,14 @@ def mlflow_records(folder: Path) -> dict[str, tuple[set[str], set[str]]]:
     return records
 
 
-def test_an_experiment_with_another_decay_selects_again_but_neither_scores_the_pool_nor_ingests(project: Path) -> None:
+def test_an_experiment_with_a_new_decay_selects_again_but_neither_scores_the_pool_nor_ingests(project: Path) -> None:
     before = folder_digest(project / "models/2")
     call(project, "git", "add", "--all")
-    assert call(project, "git", "status", "--porcelain") == "", "the run's end has committed everything"
+    assert call(project, "git", "status", "--porcelain") == "", "the end of the run has committed everything"
     reran = ran(call(project, "dvc", "exp", "run", "--set-param", "select.diversity_decay=0.0"))
     assert "select@1" in reran
     assert reran.isdisjoint(FIRST | {"score@1"})
-    # and DVC's ways to look at it show something
+    # and DVC's commands show the difference
     assert "diversity_decay" in call(project, "dvc", "params", "diff")
     assert "perplexity" in call(project, "dvc", "metrics", "show")
     assert "metrics/" in call(project, "dvc", "metrics", "diff", "--all")
@@ -170,13 +178,13 @@ def test_an_experiment_with_another_decay_selects_again_but_neither_scores_the_p
     page = (project / "dvc_plots" / "index.html").read_text()
     for shown in ("loss", "complexity", "perplexity"):
         assert shown in page
-    # set back, it is what it was, and from the run cache
+    # with the old decay the run cache restores the old result
     edit_params(project, {"select": {"diversity_decay": 0.1}})
     assert ran(call(project, "dvc", "repro")) <= LAST
     assert folder_digest(project / "models/2") == before
 
 
-def test_one_more_line_runs_one_more_iteration_and_nothing_before_it(project: Path) -> None:
+def test_one_more_line_in_params_runs_one_more_iteration_and_nothing_before_it(project: Path) -> None:
     edit_params(project, {"iterations": {"3": {"parent": "2"}}})
     before = hashes(project)
     assert ran(call(project, "dvc", "repro")) == {f"{name}@3" for name in LOOP} | LAST
@@ -185,7 +193,7 @@ def test_one_more_line_runs_one_more_iteration_and_nothing_before_it(project: Pa
     assert {path for path in changed if not path.startswith("plots/")} == result
 
 
-def test_a_dropped_file_reruns_from_ingest_on_and_a_second_run_meanwhile_ends(project: Path) -> None:
+def test_a_new_file_reruns_the_pipeline_from_ingest_on_and_a_second_run_ends_at_once(project: Path) -> None:
     records = [{"instruction": f"Count to {number}.", "output": " ".join(map(str, range(number)))} for number in (5, 9)]
     (project / "data/incoming/numbers.json").write_text(json.dumps(records))
     sealed = call(project, "git", "rev-parse", "HEAD")
@@ -210,7 +218,7 @@ def pool_prompts(folder: Path) -> list[str]:
     return [record.prompt for name in ("pool", "holdout") for record in read_records(folder / f"data/{name}.parquet")]
 
 
-def test_a_failed_stage_says_why_and_the_run_ends_with_its_exit_code(project: Path) -> None:
+def test_the_errors_of_a_failed_stage_end_the_run_with_its_exit_code(project: Path) -> None:
     (project / "data/incoming/odd.json").write_text(json.dumps([{"colour": "red"}] * 3))
     output = iterit(project, "run", expect=2)
     assert output.splitlines()[-1].startswith("error: data/incoming/odd.json record 1: keys 'colour'")
@@ -218,20 +226,20 @@ def test_a_failed_stage_says_why_and_the_run_ends_with_its_exit_code(project: Pa
     assert task_states(project)["ingest"] == "Failed"
     (project / "data/incoming/odd.json").unlink()
     assert "models/2" in iterit(project, "run")
-    assert "Ran" not in task_states(project).values()  # DVC's run cache has it all
+    assert "Ran" not in task_states(project).values()  # DVC's run cache has all results
 
 
-def test_a_killed_run_leaves_nobody_at_work_and_goes_on_to_the_same_hashes(
+def test_a_killed_run_leaves_no_process_behind_and_resumes_to_the_same_hashes(
     finished: tuple[Path, str], project: Path
 ) -> None:
-    """It is killed in score, when a first shard is there, then in finetune, after a first step."""
+    """Killed in score, when the first shard exists, then in finetune, after the first step."""
     forget_iterations(project)
     edit_params(project, {"finetune": {"save_steps": 1}})
-    middles = {
+    halfway = {
         "score@1": lambda: any(project.glob(".iterit/scores/*/*.parquet")),
         "finetune@1": lambda: (project / ".iterit/tmp/finetune@1/steps.jsonl").is_file(),
     }
-    for stage, reached in middles.items():
+    for stage, reached in halfway.items():
         flow = start(project, ["python", "-m", "flows.cli", "run"])
         wait_for(reached, flow)
         flow.send_signal(signal.SIGKILL)
@@ -242,16 +250,16 @@ def test_a_killed_run_leaves_nobody_at_work_and_goes_on_to_the_same_hashes(
     states = task_states(project)
     assert {states[name] for name in (*FIRST, "score@1", "select@1")} == {"Cached"}
     assert states["finetune@1"] == "Ran"
-    # the statement of a training names finetune.save_steps, which is another here
-    killed, undisturbed = (
+    # the statement of a finetune stage holds finetune.save_steps, which was changed here
+    resumed, undisturbed = (
         {path: md5 for path, md5 in hashes(place).items() if not path.startswith("provenance/finetune")}
         for place in (project, finished[0])
     )
-    assert killed == undisturbed
+    assert resumed == undisturbed
 
 
 def forget_iterations(folder: Path) -> None:
-    """As before the first of them: nothing that they made, or that was made of it, is left or known to DVC."""
+    """Remove the outputs of all iterations and of the stages after them, also from dvc.lock and DVC's run cache."""
     yaml = YAML()
     lock = yaml.load(folder / "dvc.lock")
     for stage in {f"{name}@{number}" for name in LOOP for number in (1, 2)} | LAST:
@@ -263,7 +271,7 @@ def forget_iterations(folder: Path) -> None:
         shutil.rmtree(folder / store)
 
 
-def test_ctrl_c_ends_the_stage_and_says_how_to_go_on(project: Path) -> None:
+def test_ctrl_c_ends_the_stage_and_tells_how_to_resume(project: Path) -> None:
     edit_params(project, {"evaluate": {"samples": 2}})
     flow = start(project, ["python", "-m", "flows.cli", "run"])
     wait_for(lambda: any("components.evaluate" in line for line in at_work_in(project)), flow)
@@ -279,8 +287,8 @@ def test_ctrl_c_ends_the_stage_and_says_how_to_go_on(project: Path) -> None:
     ]
 
 
-def test_a_schedule_fires_and_ends_on_sigterm(project: Path) -> None:
-    # as a shell starts what it puts into the background: SIGINT is ignored
+def test_a_schedule_runs_the_flow_and_ends_on_sigterm(project: Path) -> None:
+    # as a shell starts a process in the background: SIGINT is ignored
     server = start(project, ["sh", "-c", "trap '' INT; exec python -m flows.cli serve --interval 10s"])
     done = "select state_name from flow_run where deployment_id is not null and state_type = 'COMPLETED'"
     try:

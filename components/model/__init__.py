@@ -1,1 +1,1 @@
-"""A model at work: loading it, chat templates, packing, throughput."""
+"""A model at work: loading, chat templates, packing, throughput."""

@@ -1,4 +1,4 @@
-"""Opens a model folder: safetensors only, no remote code, on the GPU where there is one."""
+"""Loads a model folder: safetensors only, no remote code, on the GPU where there is one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from components.core.errors import UserError, first_line
 from components.core.process import keep_freed_memory
 
-USUAL_ROWS = 2048  # positions that a layer is given at a time; the layout is made for them, others work as well
+PREPACKED_ROWS = 2048  # input rows that oneDNN chooses the weights' layout for; other numbers work as well
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder; needs no torch. Raises UserError when it has no offsets."""
+    """The tokenizer of a model folder; needs no torch. Raises UserError when it does not give offsets."""
     from transformers import AutoTokenizer
 
     try:
@@ -22,13 +22,16 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder}: no tokenizer that can be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(
-            f"{folder}: the tokenizer has no tokenizer.json; without one it is not known where tokens begin"
+            f"{folder}: the tokenizer has no tokenizer.json, without which the start of a response cannot be found"
         )
     return tokenizer
 
 
 def load_model(folder: Path, dtype: str) -> tuple[Any, Any]:
-    """Model (safetensors only, no remote code, on the GPU where there is one) and tokenizer of a model folder."""
+    """The model (safetensors only, no remote code, on the GPU where there is one) and tokenizer of a model folder.
+
+    Raises UserError when either cannot be loaded.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -46,15 +49,15 @@ def load_model(folder: Path, dtype: str) -> tuple[Any, Any]:
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no model that can be loaded: {first_line(error)}") from error
-    # one GPU a process
+    # one GPU per process
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
 
 
 def copy_mapped_weights(model: Any) -> None:
-    """Take the weights of a model that is to be trained out of the file that they are mapped from.
+    """Copy the weights of a model that is to be trained from the file that they are mapped from into memory.
 
-    The first step would do so, page by page: 0.9 s for 135 million parameters on 2 cores, against 0.2 s here.
+    The first optimizer step would do so page by page, which is slower.
     """
     if model.device.type == "cpu":
         for weight in model.parameters():
@@ -62,10 +65,9 @@ def copy_mapped_weights(model: Any) -> None:
 
 
 def prepack_linear_layers(model: Any) -> None:
-    """Make a model that is only read from now on faster on a CPU: its linear layers in oneDNN's own layout.
+    """Convert the linear layers of a model on a CPU to oneDNN's blocked layout, which makes the forward pass faster.
 
-    In place, and for good: such a model cannot be trained or saved. Same numbers but for rounding. With 135 million
-    parameters on 2 cores of an AMD EPYC the output layer takes half the time, the others a tenth less.
+    In place, and irreversible: such a model cannot be trained or saved. Results are the same but for rounding.
     """
     import torch
 
@@ -83,7 +85,7 @@ def _prepacked(linear: Any) -> Any:
     class Prepacked(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), USUAL_ROWS)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PREPACKED_ROWS)
             self.bias = linear.bias
 
         def forward(self, states: Any) -> Any:

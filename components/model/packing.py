@@ -1,7 +1,7 @@
-"""Texts that lie one after the other in a single row, so that nothing is padded: attention goes text by text.
+"""Packed texts: several in one row, one after the other, with attention computed text by text, so nothing is padded.
 
-Reading and training share it. It goes through transformers' own interface for attention functions, and whether an
-architecture allows it is tried on the model first (`matches_separate_passes`): where it does not, texts are padded.
+Scoring and training both use it, through transformers' own interface for attention functions. Whether an architecture
+allows it is tested on the model first (`matches_separate_passes`); where it does not, texts are padded.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-PACKED = "iterit_packed"  # name of our attention among those of transformers
+PACKED = "iterit_packed"  # the name under which transformers finds this attention function
 
 
 class UnpackableError(Exception):
-    """A model's attention is more than causal: its texts are padded, not packed."""
+    """The model's attention is more than causal: its texts must be padded instead."""
 
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
-    """Lets the model's layers call our attention; its forward pass needs `iterit_lengths` then, and position ids.
+    """Make the model's layers use packed attention in the block.
 
-    With `iterit_layers` (keys and values of each layer over an opening that all texts share) and `iterit_mask` (of the
-    longest text, over the opening and itself) attention goes to the opening as well.
+    Its forward pass then takes `iterit_lengths` (of the texts) and position ids. Where all texts share a prefix that is
+    not in the row, it also takes `iterit_layers` (keys and values of each layer over the prefix) and `iterit_mask` (the
+    attention mask of the longest text over the prefix and itself).
     """
     from transformers import AttentionInterface
 
@@ -35,39 +36,39 @@ def packed_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def matches_separate_passes(model: Any, alone: Sequence[Any], together: Callable[[], Any]) -> bool:
-    """Whether texts in one row give the states (or logits) that each of them gives `alone`.
+def matches_separate_passes(model: Any, separate: Sequence[Any], packed: Callable[[], Any]) -> bool:
+    """Whether packed texts give the states (or logits) that separate forward passes give.
 
-    The texts must differ in length. `alone`: a tensor a text, its first dimension the positions; `together`: makes one
-    for the positions of all.
+    `separate`: a tensor per text, its first dimension the positions; the texts must differ in length. `packed`: returns
+    one tensor for the positions of all texts; it is called within `packed_attention`.
     """
     import torch
 
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
-        return False  # short texts would not show it
+        return False  # texts shorter than the window would not show the difference
     try:
         with packed_attention(model):
-            found = together()
+            actual = packed()
     except UnpackableError:
         return False
-    except TypeError as error:  # a forward pass that takes no arguments but its own
+    except TypeError as error:  # a forward pass that does not accept additional arguments
         if "iterit_" not in str(error):
             raise
         return False
-    return close(torch.cat(list(alone)), found)
+    return close(torch.cat(list(separate)), actual)
 
 
 def close(expected: Any, actual: Any, tolerance: float | None = None) -> bool:
-    """Whether two tensors are the same but for rounding, by the norm of their difference."""
+    """Whether two tensors are the same but for rounding, by the norm of their difference relative to `expected`."""
     import torch
 
     if expected.shape != actual.shape:
         return False
     tolerance = tolerance or (1e-3 if expected.dtype == torch.float32 else 5e-2)
     distance = (expected.float() - actual.float()).norm()
-    return bool(distance <= tolerance * expected.float().norm())  # false for nan too
+    return bool(distance <= tolerance * expected.float().norm())  # false for nan, too
 
 
 def _attend_per_text(
@@ -86,20 +87,20 @@ def _attend_per_text(
     softcap: float | None = None,
     **_rest: Any,
 ) -> tuple[Any, None]:
-    """Causal attention within each text, and to the opening; query, key and value: (1, heads, positions, width)."""
+    """Causal attention within each text, and to the prefix. Query, key and value: (1, heads, positions, width)."""
     import torch
 
     if iterit_lengths is None:
-        raise UnpackableError("layers that do not hand our arguments down")
+        raise UnpackableError("the layers do not pass additional arguments on to the attention function")
     if sliding_window is not None or softcap is not None or attention_mask is not None:
-        raise UnpackableError("a window, a cap or a mask, which this attention does not know")
+        raise UnpackableError("the attention has a window, a cap or a mask")
     lengths = list(iterit_lengths)
     attended = []
-    # split, not slices: a slice's gradient is as large as the whole row
+    # split, not slices: the gradient of a slice is as large as the whole row
     for queries, keys, values in zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True):
         if iterit_layers is not None:
-            opening_keys, opening_values = iterit_layers[module.layer_idx]
-            keys, values = torch.cat([opening_keys, keys], dim=2), torch.cat([opening_values, values], dim=2)
+            prefix_keys, prefix_values = iterit_layers[module.layer_idx]
+            keys, values = torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
         attended.append(
             torch.nn.functional.scaled_dot_product_attention(
                 queries,

@@ -1,4 +1,4 @@
-"""How fast the arithmetic is, beside what the machine can do: useful operations over the measured rate of its GEMM.
+"""Useful floating-point operations of a model, and the rate of matrix products (GEMM) to compare their rate with.
 
 Useful are 2 operations per weight and token of the model's body in a forward pass, and of the output layer at scored
 positions only; a backward pass costs twice the forward pass. Attention's own products are not counted.
@@ -10,25 +10,23 @@ import time
 from typing import Any
 
 GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
-
-
 GEMM_SECONDS = 0.5
 
 
 def measure_gemm(device: str, dtype: str) -> float:
-    """Operations per second of square matrix products, the best of half a second: what this process could do."""
+    """Operations per second of square matrix products, the best within GEMM_SECONDS: the peak of this process."""
     import torch
 
     size = GEMM_SIZE[device]
-    one, other = (torch.ones(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    best, until = float("inf"), time.perf_counter() + GEMM_SECONDS
+    left, right = (torch.ones(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    best, deadline = float("inf"), time.perf_counter() + GEMM_SECONDS
     with torch.inference_mode():
-        while time.perf_counter() < until:
-            begun = time.perf_counter()
-            torch.mm(one, other)
+        while time.perf_counter() < deadline:
+            started = time.perf_counter()
+            torch.mm(left, right)
             if device == "cuda":
                 torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - begun)
+            best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 
 

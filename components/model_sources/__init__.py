@@ -1,1 +1,1 @@
-"""Where a base model comes from: one module a kind."""
+"""Where a base model comes from: one module per kind."""

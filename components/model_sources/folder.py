@@ -1,4 +1,4 @@
-"""A Hugging Face model folder with safetensors weights."""
+"""Base models of kind `folder`: a Hugging Face model folder with safetensors weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from components.core.errors import UserError, first_line
 
 
 def load_folder(folder: Path, *, name: str) -> tuple[Any, Any]:
-    """The model, in the type its weights are stored in, and the tokenizer of a Hugging Face folder."""
+    """The model, in the dtype its weights are stored in, and the tokenizer; error messages call the folder `name`.
+
+    Raises UserError for weights that are pickled, quantized, missing or damaged, and for an unknown architecture.
+    """
     from safetensors import SafetensorError
 
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: not a Hugging Face model folder: no config.json in it")
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-        found = f"{pickles[0]} is pickle, which can run code and is never loaded" if pickles else "no weights in it"
-        raise UserError(f"{name}: {found}; safetensors weights are needed")
+        problem = f"{pickles[0]} is pickle, which can run code and is never loaded" if pickles else "no weights in it"
+        raise UserError(f"{name}: {problem}; safetensors weights are needed")
     if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
         raise UserError(f"{name}: its weights are quantized and cannot be trained; name the unquantized model")
 

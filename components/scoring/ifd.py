@@ -1,4 +1,4 @@
-"""The complexity of a record: the IFD score of arXiv 2308.12032, section 2.2, as IterIT uses it (arXiv 2412.17365).
+"""The complexity of a record: the IFD score of arXiv 2308.12032, section 2.2, as used by IterIT (arXiv 2412.17365).
 
 For a record with prompt x and response y of n tokens:
 
@@ -6,12 +6,12 @@ For a record with prompt x and response y of n tokens:
     nll_unconditional = the same without x                          nats per token
     complexity        = exp(nll_conditional - nll_unconditional)    a ratio of perplexities
 
-components/model/chat.py renders the two texts and says where the response starts. Scored are the positions from there
-to the end of the text (end-of-turn tokens included), the same number in both; truncation at `max_length` shortens both
-alike. A complexity of 1 or more means that the prompt does not help: the record is *misaligned*. Where nothing is left
-to score, or no loss is finite, the record is *unscorable*: it is kept in the table, with the reason.
+components/model/chat.py renders the two texts and finds the start of the response. The positions from there to the end
+of the text are scored, end-of-turn tokens included, and equally many in both texts: truncation at `max_length` shortens
+both alike. A complexity of 1 or more means that the prompt does not help: the record is *misaligned*. A record of which
+nothing is left to score, or whose loss is not finite, is *unscorable*: it stays in the table, with the reason.
 
-The loss is float32 whatever the model's dtype; its sums are float64.
+Losses are float32 whatever the model's dtype; they are summed in float64.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from components.core.errors import UserError
+from components.core.paths import PARAMS
 from components.data import tables
 from components.data.records import Record
 from components.model.chat import Encoded, encode_conditional, encode_unconditional
-from components.scoring.losses import Text, make_reader, measure_pairs
+from components.scoring.losses import Text, make_scorer, measure_pairs
 
 VARIANT = "ifd"
 UNTIMED = nullcontext()
+NOTHING = Text([], 0)
 
 NO_RESPONSE = "the response is empty"
 CUT_OFF = "no token of the response is left within max_length"
 NOT_FINITE = "the model gives no finite loss"
 
-
-WINDOW = 128  # records sorted by length and scored together; also a shard of the store, so all that a kill costs
+WINDOW = 128  # records that are sorted by length and scored together; also a shard of the store: what a kill can cost
+LARGEST_EXPONENT = 709.0  # exp overflows above it; only a broken model's losses differ by so many nats per token
 
 
 def score_records(
@@ -57,22 +59,22 @@ def score_records(
 ) -> pa.Table:
     """tables.SCORES with one row per record, in the order of `records`.
 
-    A row does not depend on the other records beyond float32's rounding. `advance` is called with the number of
-    records just finished; `arithmetic` is entered while the model computes.
+    A row depends on the other records only by float32's rounding. `advance` is called with the number of records just
+    finished; `arithmetic` is entered while the model computes.
     """
-    scored = [pa.table({name: [] for name in tables.SCORES.names}, schema=tables.SCORES)]
-    reader = None
+    scored = [tables.SCORES.empty_table()]
+    scorer = None
     for window in windows(records):
-        reader = reader or make_reader(model, tokenizer, system=system, template=template)
+        scorer = scorer or make_scorer(model, tokenizer, system=system, template=template)
         pairs = encode_pairs(window, tokenizer, system=system, template=template, max_length=max_length)
         with arithmetic:
-            losses = measure_pairs(pairs, reader, batch_tokens=batch_tokens, advance=advance)
+            losses = measure_pairs(pairs, scorer, batch_tokens=batch_tokens, advance=advance)
         scored.append(score_rows(window, pairs, losses))
     return pa.concat_tables(scored)
 
 
 def windows(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """The records in lists of WINDOW at most."""
+    """The records in lists of at most WINDOW."""
     records = iter(records)
     while window := list(itertools.islice(records, WINDOW)):
         yield window
@@ -85,17 +87,17 @@ def encode_pairs(
     conditional = encode_conditional(records, tokenizer, system=system, template=template, max_length=max_length)
     unconditional = encode_unconditional(records, tokenizer, template=template, max_length=max_length)
     return [
-        _pair(with_prompt, alone) if record.response.strip() else (Text([], 0), Text([], 0))
-        for record, with_prompt, alone in zip(records, conditional, unconditional, strict=True)
+        _pair(with_prompt, without_prompt) if record.response.strip() else (NOTHING, NOTHING)
+        for record, with_prompt, without_prompt in zip(records, conditional, unconditional, strict=True)
     ]
 
 
 def _pair(conditional: Encoded, unconditional: Encoded) -> tuple[Text, Text]:
-    # nothing precedes the first token of a text, so it cannot be predicted: it is left out of both
+    # the first token of a text cannot be predicted from anything; it is left out of both
     skipped = 0 if conditional.start and unconditional.start else 1
     count = min(len(text.ids) - text.start for text in (conditional, unconditional)) - skipped
     if count <= 0:
-        return Text([], 0), Text([], 0)
+        return NOTHING, NOTHING
     starts = (conditional.start + skipped, unconditional.start + skipped)
     return (
         Text(conditional.ids[: starts[0] + count], starts[0]),
@@ -110,8 +112,7 @@ def score_rows(
     rows = []
     for record, (text, _), (conditional, unconditional) in zip(records, pairs, losses.tolist(), strict=True):
         reason = None
-        # exp overflows above 709, a difference in nats per token that only a broken model reaches
-        complexity = math.exp(min(conditional - unconditional, 709.0)) if text.scored else math.nan
+        complexity = math.exp(min(conditional - unconditional, LARGEST_EXPONENT)) if text.scored else math.nan
         if not record.response.strip():
             reason = NO_RESPONSE
         elif not text.scored:
@@ -130,6 +131,4 @@ def check_length(model: Any, max_length: int) -> None:
     """Raises UserError when the model has fewer positions than `max_length`."""
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and max_length > longest:
-        raise UserError(
-            f"params.yaml: score.max_length: {max_length} is more than the {longest} positions of the model"
-        )
+        raise UserError(f"{PARAMS}: score.max_length: {max_length} is more than the {longest} positions of the model")

@@ -1,4 +1,4 @@
-"""Losses that are known already, on disk: a killed scoring stage resumes from them, and a repeated one reads them."""
+"""Stored losses: a killed scoring stage resumes from them, and a repeated one reads them instead of computing."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from components.provenance.digests import cached_digest
 from components.scoring.losses import Text
 
 STORE = SCRATCH / "scores"
-STORE_FORMAT = "2"  # raise it when a change of the code changes losses: stored ones are not found any more
+STORE_FORMAT = "2"  # to be raised when a change of the code changes losses: those stored before are no longer used
 
 
 class Store:
-    """Losses by what determines them: the model's files, the dtype, and the token ids of both texts.
+    """Losses by key (pair_key), in one folder per model and dtype (open_store).
 
-    Each window of records is one Parquet file.
+    Each window of records is one Parquet file, a shard.
     """
 
     def __init__(self, folder: Path) -> None:
+        """Read all shards of `folder`, which need not exist yet."""
         self.folder = folder
         shards = [shard for path in sorted(folder.glob("*.parquet")) if (shard := _read_shard(path)) is not None]
         keys = np.concatenate(
@@ -40,17 +41,17 @@ class Store:
         )[self._order]
 
     def find(self, keys: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Losses, shape (keys, 2); nan where they are not known."""
+        """Losses, shape (keys, 2); nan where there are none stored."""
         wanted = np.array(keys, dtype="S32")
-        found = np.full((len(keys), 2), np.nan)
+        losses = np.full((len(keys), 2), np.nan)
         if len(self._keys):
-            places = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-            known = self._keys[places] == wanted
-            found[known] = self._losses[places[known]]
-        return found
+            rows = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+            stored = self._keys[rows] == wanted
+            losses[stored] = self._losses[rows[stored]]
+        return losses
 
     def add(self, keys: Sequence[str], losses: npt.NDArray[np.float64]) -> None:
-        """Store losses, shape (keys, 2), for the next process that opens the store; this one does not see them."""
+        """Store losses, shape (keys, 2), for those who open the store from now on; this object does not find them."""
         name = hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
         shard = pa.table({"key": list(keys), "conditional": losses[:, 0], "unconditional": losses[:, 1]})
         with atomic_write(self.folder / f"{name}.parquet") as temporary:
@@ -58,20 +59,23 @@ class Store:
 
 
 def _read_shard(path: Path) -> pa.Table | None:
+    """A shard's table; None when the file is damaged, so that its records are scored again and the file is replaced."""
     try:
-        return pq.read_table(path, columns=["key", "conditional", "unconditional"])
-    except (pa.ArrowInvalid, OSError):
-        return None  # damaged on disk: its records are scored again, and the file is replaced
+        # not pq.read_table, which imports pyarrow.dataset
+        with pq.ParquetFile(path) as file:
+            return file.read().select(["key", "conditional", "unconditional"])
+    except (pa.ArrowInvalid, KeyError, OSError):
+        return None
 
 
 def open_store(folder: Path, dtype: str) -> Store:
-    """The store of a model folder. Template, system message and truncation are in the keys, by the token ids."""
+    """The store of a model folder. Template, system message and truncation are part of the keys, by the token ids."""
     parts = [STORE_FORMAT, cached_digest(folder), dtype, version("torch"), version("transformers")]
     return Store(STORE / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32])
 
 
 def pair_key(pair: tuple[Text, Text]) -> str:
-    """The key of a record in the store: a hash of both texts' token ids and scored positions, 32 hex characters."""
+    """A record's key in the store, 32 hex characters: a hash of both texts' token ids and scored positions."""
     key = hashlib.sha256()
     for text in pair:
         key.update(np.array([len(text.ids), text.start, *text.ids], dtype="<i8").tobytes())

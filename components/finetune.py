@@ -1,13 +1,13 @@
-"""Stage `finetune@N`: one pass over the subset, continuing where the parent iteration stopped.
+"""Stage `finetune@N`: trains one pass over the subset, continuing where the parent iteration stopped.
 
 The model, the optimizer's moments, the position in the learning-rate schedule and the random state come from the
-parent, so that N iterations run as N stages are one continuous training (components/training/).
+parent, so that N iterations in N stages are one continuous training (components/training/).
 
     python -m components.finetune --iteration 2 --subset data/iterations/2/subset.parquet
         --parent-model models/1 --parent-state state/1 --model models/2 --state state/2 ...
 
 With finetune.processes > 1 the stage starts that many workers of itself through torchrun, or through DeepSpeed's
-launcher on the machines of a hostfile. Killed, it resumes from the last checkpoint it has saved (finetune.save_steps).
+launcher on the machines of a hostfile. A killed stage resumes from its last checkpoint (finetune.save_steps).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.core.files import publish_folder, read_json, write_csv, write_json
 from components.core.launch import init_single_process, launch_workers, worker
@@ -45,25 +45,56 @@ from components.training.resume import (
 )
 from components.training.state import Progress, prune_trainer_states, read_progress, store_trainer_state
 
-TRAINED = "trained.json"  # in the scratch folder: what the first worker reports
+if TYPE_CHECKING:
+    from components.training.batches import Example  # imports torch
+
+TRAINED = "trained.json"  # in the scratch folder: the first worker's report
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What the first training process reports of the whole training."""
+    """The first worker's report of the whole training; the peak memory is its own."""
 
     records: int
     tokens: int
     operations: float
     """Useful floating-point operations of all steps."""
     gemm: float
-    """Floating-point operations per second of matrix products, of all processes together."""
+    """Operations per second of matrix products, of all processes together."""
     peak_memory_bytes: int
     peak_gpu_memory_bytes: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingMetrics:
+    """The content of metrics/finetune/N.json; losses are in nats per token."""
+
+    records: int
+    tokens: int
+    steps: int
+    training_loss: float
+    """Mean over the steps."""
+    first_loss: float
+    last_loss: float
+    learning_rate: float
+    """Of the last step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """The speed of the training on this machine; only in MLflow, because it differs from run to run."""
+
+    tokens_per_second: float
+    share_of_gemm: float
+    """Useful operations per second over those of matrix products."""
+    peak_memory_bytes: int
+    steps: Mapping[int, float]
+    """Step -> tokens per second."""
+    peak_gpu_memory_bytes: int | None = None
+
+
 def identity(options: argparse.Namespace, settings: Settings) -> Mapping[str, Any]:
-    """What must be the same for a training to resume from its checkpoints."""
+    """Everything that must be the same for a training to resume from a checkpoint."""
     here = Path(__file__).parent
     return {
         "subset": file_digest(options.subset),
@@ -77,7 +108,7 @@ def identity(options: argparse.Namespace, settings: Settings) -> Mapping[str, An
 
 
 def train(options: argparse.Namespace, settings: Settings, scratch: Path) -> None:
-    """Train in this process, or in workers; Trainer's checkpoint and the log of its steps are left in `scratch`."""
+    """Train in this process or in workers, which leave Trainer's checkpoint and the log of its steps in `scratch`."""
     if settings.finetune.processes > 1:
         launch_workers("components.finetune", settings.finetune.processes, settings.finetune.hostfile, scratch)
     else:
@@ -86,20 +117,14 @@ def train(options: argparse.Namespace, settings: Settings, scratch: Path) -> Non
 
 
 def run_worker(options: argparse.Namespace, settings: Settings, scratch: Path) -> None:
-    """One of the training processes: train, and let the first of them report what was trained."""
+    """Train as one of the training processes; the first of them writes its report to `scratch`."""
     prepare_deepspeed()
     import torch
 
-    from components.model.load import load_model
-    from components.model.throughput import forward_operations, measure_gemm
     from components.training.iteration import encode_subset, train_iteration
-    from components.training.lora import load_with_adapter
 
-    finetune = settings.finetune
-    if finetune.lora is None:
-        model, tokenizer = load_model(options.parent_model, finetune.dtype)
-    else:
-        model, tokenizer = load_with_adapter(options.parent_model, finetune.lora, finetune.dtype)
+    finetune, what = settings.finetune, stage_name("finetune", options.iteration)
+    model, tokenizer = load_trainable(options.parent_model, finetune)
     examples = encode_subset(
         read_records(options.subset),
         tokenizer,
@@ -107,29 +132,54 @@ def run_worker(options: argparse.Namespace, settings: Settings, scratch: Path) -
         system=settings.score.system,
         iteration=int(options.iteration),
     )
-    records = [example for example in examples if example.weight]
-    tokens = sum(len(example.ids) for example in records)
-    scored = sum(len(example.ids) - example.start for example in records)
-    passes = 3 if finetune.lora is None else 2  # forward, gradients of activations and, unless frozen, of weights
-    operations = passes * forward_operations(model, tokens, scored)  # before ZeRO-3 shards the weights
-    what = stage_name("finetune", options.iteration)
+    operations = training_operations(examples, model, finetune)  # before ZeRO-3 shards the weights
     train_iteration(examples, model, finetune, parent_state=options.parent_state, scratch=scratch, what=what)
     torch.distributed.destroy_process_group()  # a process whose threads outlive Python may end with SIGABRT
     if int(os.environ["RANK"]) == 0:
-        has_gpu = torch.cuda.is_available()
-        trained = Trained(
-            records=len(records),
-            tokens=tokens,
-            operations=operations,
-            gemm=finetune.processes * measure_gemm("cuda" if has_gpu else "cpu", finetune.dtype),
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if has_gpu else None,
-        )
-        write_json(scratch / TRAINED, asdict(trained))
+        write_json(scratch / TRAINED, asdict(report(examples, operations, finetune)))
+
+
+def load_trainable(folder: Path, settings: FinetuneSettings) -> tuple[Any, Any]:
+    """The model to train, with an adapter where finetune.lora asks for one, and the tokenizer."""
+    from components.model.load import load_model
+    from components.training.lora import load_with_adapter
+
+    if settings.lora is None:
+        return load_model(folder, settings.dtype)
+    return load_with_adapter(folder, settings.lora, settings.dtype)
+
+
+def training_operations(examples: Sequence[Example], model: Any, settings: FinetuneSettings) -> int:
+    """Useful floating-point operations of a pass over the examples."""
+    from components.model.throughput import forward_operations
+
+    records = [example for example in examples if example.weight]
+    tokens = sum(len(example.ids) for example in records)
+    scored = sum(len(example.ids) - example.start for example in records)
+    passes = 3 if settings.lora is None else 2  # forward, gradients of activations and, unless frozen, of weights
+    return passes * forward_operations(model, tokens, scored)
+
+
+def report(examples: Sequence[Example], operations: int, settings: FinetuneSettings) -> Trained:
+    """The report of the process that calls."""
+    import torch
+
+    from components.model.throughput import measure_gemm
+
+    has_gpu = torch.cuda.is_available()
+    records = [example for example in examples if example.weight]
+    return Trained(
+        records=len(records),
+        tokens=sum(len(example.ids) for example in records),
+        operations=operations,
+        gemm=settings.processes * measure_gemm("cuda" if has_gpu else "cpu", settings.dtype),
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if has_gpu else None,
+    )
 
 
 def publish(options: argparse.Namespace, settings: FinetuneSettings, scratch: Path) -> None:
-    """Write the stage's outputs from what the training left in `scratch`, which stays as it is."""
+    """Write the stage's outputs from what the training left in `scratch`, which a repetition finds as it was."""
     trained, steps = Trained(**read_json(scratch / TRAINED)), read_steps(scratch)
     before, checkpoint = read_progress(options.parent_state), last_checkpoint(scratch)
     after = Progress(
@@ -145,37 +195,40 @@ def publish(options: argparse.Namespace, settings: FinetuneSettings, scratch: Pa
     make_readable(model)
     make_readable(state)
     write_csv(options.steps, tables.STEPS.names, ({**asdict(step), "iteration": options.iteration} for step in steps))
-    write_json(options.metrics, training_metrics(trained, steps))
-    write_json(throughput_file(stage_name("finetune", options.iteration)), throughput(trained, steps))
+    write_json(options.metrics, asdict(training_metrics(trained, steps)))
+    speed = asdict(throughput(trained, steps))
+    write_json(
+        throughput_file(stage_name("finetune", options.iteration)),
+        {name: value for name, value in speed.items() if value is not None},
+    )
     publish_folder(state, options.state)
     publish_folder(model, options.model)
 
 
-def training_metrics(trained: Trained, steps: Sequence[Step]) -> Mapping[str, float]:
-    """What metrics/finetune/N.json holds; losses in nats."""
+def training_metrics(trained: Trained, steps: Sequence[Step]) -> TrainingMetrics:
+    """The metrics of a whole training."""
     losses = [step.loss for step in steps]
-    return {
-        "records": trained.records,
-        "tokens": trained.tokens,
-        "steps": len(steps),
-        "training_loss": math.fsum(losses) / len(losses),
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-        "learning_rate": steps[-1].learning_rate,
-    }
+    return TrainingMetrics(
+        records=trained.records,
+        tokens=trained.tokens,
+        steps=len(steps),
+        training_loss=math.fsum(losses) / len(losses),
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        learning_rate=steps[-1].learning_rate,
+    )
 
 
-def throughput(trained: Trained, steps: Sequence[Step]) -> Mapping[str, Any]:
-    """How fast the training was on this machine, and the peak memory of its first process."""
+def throughput(trained: Trained, steps: Sequence[Step]) -> Throughput:
+    """The speed of a whole training."""
     seconds = math.fsum(step.seconds for step in steps)
-    gpu = {"peak_gpu_memory_bytes": trained.peak_gpu_memory_bytes} if trained.peak_gpu_memory_bytes else {}
-    return {
-        "tokens_per_second": trained.tokens / seconds,
-        "share_of_gemm": trained.operations / seconds / trained.gemm,
-        "peak_memory_bytes": trained.peak_memory_bytes,
-        **gpu,
-        "steps": {step.step: step.tokens_per_second for step in steps},
-    }
+    return Throughput(
+        tokens_per_second=trained.tokens / seconds,
+        share_of_gemm=trained.operations / seconds / trained.gemm,
+        peak_memory_bytes=trained.peak_memory_bytes,
+        peak_gpu_memory_bytes=trained.peak_gpu_memory_bytes,
+        steps={step.step: step.tokens_per_second for step in steps},
+    )
 
 
 def main() -> None:
@@ -186,7 +239,7 @@ def main() -> None:
     for name in ("subset", "parent-model", "parent-state", "model", "state", "steps", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    # DeepSpeed's launcher adds it
+    # added by DeepSpeed's launcher
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     options = parser.parse_args()
     scratch = scratch_folder(stage_name("finetune", options.iteration))

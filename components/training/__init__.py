@@ -1,1 +1,1 @@
-"""The training of one iteration: batches, Trainer, what a killed stage resumes from, the checkpoint it leaves."""
+"""The training of one iteration: batches, Trainer, what a killed stage resumes from, and the checkpoint."""

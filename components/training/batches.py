@@ -1,4 +1,4 @@
-"""The batches of a training: the records of each, their weights in the loss, and the rows that the model reads."""
+"""The batches of a training: the records in each, their weights in the loss, and the model's input tensors."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from accelerate.utils import send_to_device
 from components.model.chat import Encoded
 from components.model.packing import matches_separate_passes
 
-IGNORED = -100  # label of a position that is no part of the response
+IGNORED = -100  # label of a position outside the response
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One record as the model sees it; `weight` is its share of the loss of its effective batch."""
+    """A record as the model sees it."""
 
     id: str
     ids: list[int]
-    start: int  # of the response
+    """Token ids."""
+    start: int
+    """First position of the response."""
     weight: float
+    """Weight of each response token in the loss of the effective batch; 0 for filling."""
 
 
 def effective_batches(
     ids: Sequence[str], texts: Sequence[Encoded], *, batch_size: int, loss: str, seed: int, iteration: int
 ) -> list[Example]:
-    """The subset in training order, a multiple of `batch_size` long; the last batch ends with examples of weight 0.
+    """The subset in training order, a multiple of `batch_size` long; examples of weight 0 fill the last batch.
 
-    The order is shuffled by seed and iteration. Within an effective batch the order changes speed alone: the longest
-    records stand first, so that records of similar length are padded together.
+    Seed and iteration determine the order. Within an effective batch, where the order changes only the speed, the
+    longest records come first, so that records of similar length are padded together.
     """
     order = list(range(len(ids)))
     random.Random(f"{seed}:{iteration}").shuffle(order)  # noqa: S311  a shuffle, not a secret
@@ -49,23 +52,23 @@ def effective_batches(
 
 
 def balance_micro_batches(examples: Sequence[Example], batch_size: int, micro_batch_size: int) -> list[Example]:
-    """The examples of each effective batch, distributed to its micro batches in turn, forward and backward.
+    """Distribute the examples of each effective batch to its micro batches, alternately forward and backward.
 
-    Rows without padding get similar lengths this way. The longest row decides how much memory a training needs, and
-    how long the other processes wait.
+    This gives packed rows similar lengths. The longest row decides how much memory a training needs, and how long the
+    other processes wait.
     """
     balanced: list[Example] = []
     micro_batches = batch_size // micro_batch_size
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         rounds = [batch[first : first + micro_batches] for first in range(0, batch_size, micro_batches)]
-        rounds[1::2] = [backward[::-1] for backward in rounds[1::2]]
+        rounds[1::2] = [forward[::-1] for forward in rounds[1::2]]
         balanced += [example for row in zip(*rounds, strict=True) for example in row]
     return balanced
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Any]:
-    """One row a record, padded on the right: tensors of shape (examples, longest), the mask from lengths."""
+    """One row per record, padded on the right: tensors of shape (examples, longest), the mask made from lengths."""
     longest = max(len(example.ids) for example in examples)
     rows = [_row(example, longest - len(example.ids)) for example in examples]
     mask = [[1] * len(example.ids) + [0] * (longest - len(example.ids)) for example in examples]
@@ -79,7 +82,7 @@ def collate(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def collate_packed(examples: Sequence[Example]) -> dict[str, Any]:
-    """All records packed into a single row, for components/model/packing.py: tensors of shape (1, tokens)."""
+    """All records packed into a single row (components/model/packing.py): tensors of shape (1, tokens)."""
     ids, labels, weights = (torch.cat(parts)[None] for parts in zip(*map(_row, examples), strict=True))
     lengths = [len(example.ids) for example in examples]
     return {
@@ -93,7 +96,7 @@ def collate_packed(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def _row(example: Example, padding: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, labels (the response's ids; IGNORED elsewhere) and the weight of each label in the loss."""
+    """Token ids, labels (the response's ids, IGNORED elsewhere), and the weight of each label in the loss."""
     ids = torch.tensor(example.ids + [0] * padding)
     labels, weights = torch.full_like(ids, IGNORED), torch.zeros(len(ids))
     response = slice(example.start, len(example.ids))
@@ -102,20 +105,20 @@ def _row(example: Example, padding: int = 0) -> tuple[torch.Tensor, torch.Tensor
 
 
 def supports_packing(model: Any) -> bool:
-    """Whether this model allows records packed into one row; tried on two short ones."""
-    model.eval()  # no dropout; Trainer sets it back
+    """Whether this model gives packed records the logits of separate ones; tested with two short ones."""
+    model.eval()  # turns dropout off; Trainer turns it on again
     examples = [Example("", list(range(first, last)), 1, 0.0) for first, last in ((0, 5), (5, 13))]
 
     def centered_logits(batch: dict[str, Any]) -> Any:
         logits = model(**model_inputs(send_to_device(batch, model.device)), use_cache=False).logits[0]
-        return logits - logits.mean(dim=-1, keepdim=True)  # a part common to all tokens would hide a difference
+        return logits - logits.mean(dim=-1, keepdim=True)  # a constant added to all logits would hide a difference
 
     with torch.no_grad():
-        alone = [centered_logits(collate([example])) for example in examples]
-        return matches_separate_passes(model, alone, lambda: centered_logits(collate_packed(examples)))
+        separate = [centered_logits(collate([example])) for example in examples]
+        return matches_separate_passes(model, separate, lambda: centered_logits(collate_packed(examples)))
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """The part of a collated batch that the model's forward pass takes."""
+    """The entries of a collated batch that the model's forward pass takes."""
     names = ("input_ids", "attention_mask", "position_ids", "iterit_lengths")
     return {name: batch[name] for name in names if name in batch}

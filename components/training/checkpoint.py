@@ -1,4 +1,4 @@
-"""From Trainer's checkpoint to what the stage writes: a plain Hugging Face folder and the next iteration's state.
+"""From Trainer's checkpoint to the outputs of the stage: a plain Hugging Face folder, and the trainer state.
 
 Files are linked or copied, never moved: a stage that is killed while it publishes finds Trainer's checkpoint as it was.
 """
@@ -16,14 +16,15 @@ from components.training.lora import merge_adapter
 from components.training.resume import COMPLETE, Step
 
 MODEL_FILES = ("*.safetensors*", "config.json", "generation_config.json")
-# no trainer state: the model's files, what names paths, DeepSpeed's scripts, and our mark
+# not part of the trainer state: the model, files that contain paths, DeepSpeed's scripts, and the mark of completeness
 NOT_STATE = (*MODEL_FILES, "adapter_config.json", "training_args.bin", "*.py", COMPLETE)
 
 
 def build_model(checkpoint: Path, parent: Path, folder: Path, *, lora: bool) -> None:
-    """Make `folder` the checkpoint's model, with the tokenizer and chat template of `parent`.
+    """Write the checkpoint's model to `folder`, with the tokenizer and chat template of `parent`.
 
-    With `lora` the adapter is merged into the base model's weights. Raises UserError for weights that are not complete.
+    With `lora` the adapter is merged into the base model's weights. Raises UserError, with the tensor's name, for
+    weights that are not those of the parent's architecture.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -36,22 +37,22 @@ def build_model(checkpoint: Path, parent: Path, folder: Path, *, lora: bool) -> 
         for file in sorted(checkpoint.iterdir()):
             if _matches(file, MODEL_FILES):
                 link_or_copy(file, folder / file.name)
-    _check_tensors(folder, parent)
+    check_tensors(folder, parent)
 
 
 def build_trainer_state(checkpoint: Path, folder: Path) -> None:
-    """Make `folder` the optimizer, schedule and random state, the same however often the training was interrupted."""
+    """Write the optimizer, schedule and random state to `folder`, the same after any number of interruptions."""
     shutil.rmtree(folder, ignore_errors=True)
-    unwanted = shutil.ignore_patterns(*NOT_STATE)
-    shutil.copytree(checkpoint, folder, ignore=unwanted, copy_function=link_or_copy)
-    # these tell how often the stage was interrupted; a training does not depend on them
-    kept = read_json(checkpoint / "trainer_state.json")
-    kept |= {"log_history": [], "epoch": None, "save_steps": 0, "total_flos": 0, "num_train_epochs": 0}
-    write_json(folder / "trainer_state.json", kept)
+    ignored = shutil.ignore_patterns(*NOT_STATE)
+    shutil.copytree(checkpoint, folder, ignore=ignored, copy_function=link_or_copy)
+    # these depend on the interruptions, and the training does not depend on them
+    state = read_json(checkpoint / "trainer_state.json")
+    state |= {"log_history": [], "epoch": None, "save_steps": 0, "total_flos": 0, "num_train_epochs": 0}
+    write_json(folder / "trainer_state.json", state)
 
 
 def make_readable(folder: Path) -> None:
-    """Give every file and folder the usual permissions; safetensors makes its files private."""
+    """Give every file and folder the usual permissions; safetensors makes its files readable by their owner only."""
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
@@ -60,15 +61,22 @@ def _matches(file: Path, patterns: Sequence[str]) -> bool:
     return any(file.match(pattern) for pattern in patterns)
 
 
-def _check_tensors(model: Path, parent: Path) -> None:
-    """Every tensor of the parent is there in its shape: a sharded training that saves too early leaves empty ones."""
+def check_tensors(model: Path, parent: Path) -> None:
+    """Raises UserError for the first tensor that is missing, has another shape than in `parent`, or is not in `parent`.
+
+    A sharded training that saves before its weights are gathered leaves empty ones.
+    """
     expected, saved = tensor_shapes(parent), tensor_shapes(model)
     for name in sorted({*expected, *saved}):
-        if saved.get(name) != expected.get(name):
-            raise UserError(
-                f"finetune: the saved weights are not complete: {name} has shape {saved.get(name, 'none')}, "
-                f"{expected.get(name, 'none')} was expected; see finetune.deepspeed"
-            )
+        if saved.get(name) == expected.get(name):
+            continue
+        if name not in saved:
+            problem = "is missing"
+        elif name not in expected:
+            problem = f"has no counterpart in {parent}"
+        else:
+            problem = f"has shape {saved[name]} instead of {expected[name]}"
+        raise UserError(f"finetune: the saved weights are not complete: {name} {problem}; see finetune.deepspeed")
 
 
 def tensor_shapes(folder: Path) -> Mapping[str, list[int]]:
@@ -83,7 +91,7 @@ def tensor_shapes(folder: Path) -> Mapping[str, list[int]]:
 
 
 def model_card(iteration: str, parent: str, subset: Path, records: int, steps: Sequence[Step]) -> str:
-    """The README.md of the checkpoint, in the form that the Hugging Face hub reads."""
+    """The README.md of the checkpoint, in the format of the Hugging Face hub."""
     return f"""---
 library_name: transformers
 tags: [iterit]

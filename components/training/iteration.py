@@ -1,6 +1,6 @@
 """The training of one iteration: one pass over the subset, continuing from the parent's trainer state.
 
-The loop is transformers.Trainer's; the optimizer and its distribution are DeepSpeed's (conf/deepspeed).
+The loop is transformers.Trainer's; the optimizer and its distribution over processes are DeepSpeed's (conf/deepspeed/).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.utils import deterministic
 from transformers import PrinterCallback, TrainingArguments
 
 from components.core.errors import UserError, first_line
+from components.core.paths import PARAMS
 from components.core.progress import progress
 from components.core.settings.finetune import FinetuneSettings
 from components.data.records import Record
@@ -41,19 +42,19 @@ from components.training.trainer import IterationTrainer, Schedule, StepLoss
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a training starts: behind the parent iteration, or behind a checkpoint of this one."""
+    """Where a training starts: after the parent iteration, or after a checkpoint of this one."""
 
-    before: Progress
+    parent: Progress
     done: int
-    """Optimizer steps of this iteration that are done."""
+    """Optimizer steps of this iteration before the checkpoint."""
     resume_from: Path | None
-    """A folder that Trainer resumes from; None for the very first step."""
+    """The folder that Trainer resumes from; None for the first step of all."""
 
 
 def encode_subset(
     records: Sequence[Record], tokenizer: Any, settings: FinetuneSettings, *, system: str, iteration: int
 ) -> list[Example]:
-    """The subset in training order; raises UserError for a record that has no response token within max_length."""
+    """The subset in training order. Raises UserError for a record without a response token within max_length."""
     texts = encode_conditional(records, tokenizer, system=system, max_length=settings.max_length)
     for record, text in zip(records, texts, strict=True):
         if not 0 < text.start < len(text.ids):
@@ -72,13 +73,16 @@ def encode_subset(
 
 
 def find_start(parent_state: Path, scratch: Path, settings: FinetuneSettings) -> Start:
-    """Raises UserError for a parent's state that is not there, is damaged, or was written with other settings."""
-    before, saved = read_progress(parent_state), last_checkpoint(scratch)
-    if before.step:
-        check_resumable(before, settings, parent_state)
-    if saved:
-        return Start(before, steps_of(saved), saved)
-    return Start(before, 0, require_trainer_state(parent_state) if before.step else None)
+    """The start of the training: the last checkpoint in `scratch`, or else the parent's state.
+
+    Raises UserError for a state of the parent that is missing, damaged, or written with other settings.
+    """
+    parent, checkpoint = read_progress(parent_state), last_checkpoint(scratch)
+    if parent.step:
+        check_resumable(parent, settings, parent_state)
+    if checkpoint:
+        return Start(parent, steps_of(checkpoint), checkpoint)
+    return Start(parent, 0, require_trainer_state(parent_state) if parent.step else None)
 
 
 def train_iteration(
@@ -92,50 +96,57 @@ def train_iteration(
 ) -> None:
     """Train one pass in this process, one of `settings.processes`; `what` names the work in the progress line.
 
-    Leaves Trainer's checkpoint and the log of its steps in `scratch`; a training that was interrupted there goes on.
-    Raises UserError for a state that cannot be resumed, for a loss that is not finite, and when the disk is full.
+    Leaves Trainer's checkpoint and the log of its steps in `scratch`, and resumes from what an interrupted training
+    left there. Raises UserError for a state that cannot be resumed, a loss that is not finite, or a full disk.
     """
     start = find_start(parent_state, scratch, settings)
     steps = len(examples) // settings.batch_size
-    plain_optimizer = zero_stage(settings.deepspeed) == 0  # torch's own, not wrapped by DeepSpeed's
-    if plain_optimizer and settings.lora is None:
-        copy_mapped_weights(model)
-    # torch.load never reads the checksums, which take half the time of writing a checkpoint
-    torch.serialization.set_crc32_options(False)
     is_first = int(os.environ["RANK"]) == 0
+    if has_plain_optimizer(settings) and settings.lora is None:
+        copy_mapped_weights(model)
     packed = supports_packing(model)
-    if is_first and not packed:
-        print(f"{what}: padded batches, because texts in one row would see each other in this model", flush=True)
     if packed:
         examples = balance_micro_batches(examples, settings.batch_size, _micro_batch(settings))
-    left = examples[start.done * settings.batch_size :]
+    elif is_first:
+        print(f"{what}: padded batches, because texts in one row would see each other in this model", flush=True)
+    remaining = examples[start.done * settings.batch_size :]
     step_loss = StepLoss()
     with progress(total=steps, unit="steps", what=what) if is_first else nullcontext() as advance:
         if advance and start.done:
             advance(start.done)
         logger = StepLogger(
-            left,
+            remaining,
             settings.batch_size,
             step_loss,
-            steps_before=start.before.step,
+            steps_before=start.parent.step,
             scratch=scratch if is_first else None,
             advance=advance,
-            clip_norm=settings.clip_norm if plain_optimizer else None,
+            clip_norm=settings.clip_norm if has_plain_optimizer(settings) else None,
         )
-        trainer = IterationTrainer(
-            Schedule((start.before.steps_per_iteration or steps) * settings.planned_iterations, settings.warmup_ratio),
-            step_loss,
-            model=model,
-            args=_arguments(settings, scratch, last_step=start.before.step + steps, clip=not plain_optimizer),
-            train_dataset=left,
-            data_collator=collate_packed if packed else collate,
-            callbacks=[logger],
-        )
-        trainer.remove_callback(PrinterCallback)
-        if left:
+        if remaining:
+            trainer = IterationTrainer(
+                make_schedule(start.parent.steps_per_iteration or steps, settings),
+                step_loss,
+                model=model,
+                args=_arguments(settings, scratch, last_step=start.parent.step + steps),
+                train_dataset=remaining,
+                data_collator=collate_packed if packed else collate,
+                callbacks=[logger],
+            )
+            trainer.remove_callback(PrinterCallback)
             with explain_full_disk(scratch), packed_attention(model) if packed else nullcontext():
                 _train(trainer, start.resume_from, parent_state)
     assert start.done + logger.steps == steps, f"{start.done} + {logger.steps} steps were made, {steps} were due"
+
+
+def has_plain_optimizer(settings: FinetuneSettings) -> bool:
+    """Whether the optimizer is torch's own, without a wrapper by DeepSpeed."""
+    return zero_stage(settings.deepspeed) == 0
+
+
+def make_schedule(steps_per_iteration: int, settings: FinetuneSettings) -> Schedule:
+    """The schedule over all planned iterations."""
+    return Schedule(steps_per_iteration * settings.planned_iterations, settings.warmup_ratio)
 
 
 def _micro_batch(settings: FinetuneSettings) -> int:
@@ -143,8 +154,10 @@ def _micro_batch(settings: FinetuneSettings) -> int:
     return min(settings.micro_batch_size, settings.batch_size // settings.processes)
 
 
-def _arguments(settings: FinetuneSettings, scratch: Path, *, last_step: int, clip: bool) -> TrainingArguments:
-    """What Trainer is told; `clip`: DeepSpeed's optimizer clips gradients, a plain one is clipped by StepLogger."""
+def _arguments(settings: FinetuneSettings, scratch: Path, *, last_step: int) -> TrainingArguments:
+    """Trainer's arguments; `last_step` counts across all iterations."""
+    # torch.load never reads the checksums, which take half the time of writing a checkpoint
+    torch.serialization.set_crc32_options(False)
     micro_batch = _micro_batch(settings)
     arguments = TrainingArguments(
         output_dir=str(scratch),
@@ -156,11 +169,11 @@ def _arguments(settings: FinetuneSettings, scratch: Path, *, last_step: int, cli
         max_steps=last_step,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip_norm if clip else 0.0,
+        max_grad_norm=0.0 if has_plain_optimizer(settings) else settings.clip_norm,  # 0: StepLogger clips
         bf16=settings.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
-        train_sampling_strategy="sequential",  # the examples are in training order already
-        ignore_data_skip=True,  # and hold only what is left of this iteration
+        train_sampling_strategy="sequential",  # the examples are in training order
+        ignore_data_skip=True,  # and are only those that are left of this iteration
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         full_determinism=settings.deterministic,
@@ -171,27 +184,28 @@ def _arguments(settings: FinetuneSettings, scratch: Path, *, last_step: int, cli
         report_to=[],
         disable_tqdm=True,
     )
-    # full determinism would also fill every new tensor, which helps to find faults and costs time
+    # full determinism also fills every new tensor, which helps in debugging only and costs time
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return arguments
 
 
-def check_resumable(before: Progress, settings: FinetuneSettings, state: Path) -> None:
-    """Raises UserError for settings with which DeepSpeed cannot load the parent's trainer state."""
-    for key, written, wanted in (
-        ("processes", before.processes, settings.processes),
-        ("deepspeed", before.deepspeed, settings.deepspeed),
+def check_resumable(parent: Progress, settings: FinetuneSettings, state: Path) -> None:
+    """Raises UserError for settings with which DeepSpeed cannot load the parent's trainer state in `state`."""
+    for key, written, current in (
+        ("processes", parent.processes, settings.processes),
+        ("deepspeed", parent.deepspeed, settings.deepspeed),
     ):
-        if written != wanted:
+        if written != current:
             raise UserError(
-                f"params.yaml: finetune.{key}: {wanted}, but {state} was written with {written}; "
+                f"{PARAMS}: finetune.{key}: {current}, but {state} was written with {written}; "
                 f"set it back, or train from the first iteration again: dvc repro -f finetune@1"
             )
 
 
-def _train(trainer: Any, start: Path | None, state: Path) -> None:
+def _train(trainer: Any, resume_from: Path | None, state: Path) -> None:
+    """Run Trainer's loop. Raises UserError when it cannot read the trainer state that it resumes from."""
     try:
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except RuntimeError as error:
         if "PytorchStreamReader" in str(error):
             raise corrupt(state, first_line(error)) from error

@@ -1,10 +1,11 @@
 """What a killed training resumes from: the scratch folder of a finetune stage, `.iterit/tmp/finetune@N`.
 
-    identity.json               what the training was started with; another identity starts from the beginning
+    identity.json               digests and settings of the training; with others it starts from the beginning
     steps.jsonl                 one line per optimizer step
-    checkpoint-S/complete.json  Trainer's checkpoint after step S, whole because this file is written last
+    checkpoint-S/complete.json  Trainer's checkpoint after step S is complete, because this file is written last
 
-Whatever is removed loses its mark first: a kill in the middle leaves nothing that looks whole.
+A folder loses its mark (identity.json, complete.json) before it is removed, so a kill leaves none that only looks
+complete.
 """
 
 from __future__ import annotations
@@ -22,25 +23,29 @@ from components.core.errors import UserError
 from components.core.files import read_json, write_json
 
 IDENTITY, STEPS, COMPLETE = "identity.json", "steps.jsonl", "complete.json"
+FULL_DISK = ("PytorchStreamWriter", "No space left", "File too large")  # in messages without an errno
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step as it was measured."""
+    """An optimizer step and its measurements."""
 
     step: int
-    """Number over all iterations, from 1."""
+    """Number across all iterations, from 1."""
     loss: float
-    """Nats, averaged as finetune.loss says."""
+    """Nats per token, averaged as finetune.loss says."""
     learning_rate: float
     gradient_norm: float
-    """Before clipping; nan where DeepSpeed's configuration leaves it out."""
+    """Before clipping; nan where DeepSpeed does not report it."""
     tokens_per_second: float
     seconds: float
 
 
 def prepare_scratch(scratch: Path, identity: Mapping[str, Any]) -> Path | None:
-    """Return the checkpoint that an earlier start with the same `identity` left, and remove everything else."""
+    """The checkpoint that an earlier start with the same `identity` left, or None.
+
+    Everything else is removed, but for the identity and the lines of the steps up to the checkpoint.
+    """
     file = scratch / IDENTITY
     if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != identity:
         remove_scratch(scratch)
@@ -59,39 +64,39 @@ def prepare_scratch(scratch: Path, identity: Mapping[str, Any]) -> Path | None:
 
 
 def remove_scratch(scratch: Path) -> None:
-    """Remove the folder; without its identity what a kill leaves of it is never resumed from."""
+    """Remove the folder, its identity first: what a kill leaves of it is then not resumed from."""
     (scratch / IDENTITY).unlink(missing_ok=True)
     shutil.rmtree(scratch, ignore_errors=True)
 
 
 def last_checkpoint(scratch: Path) -> Path | None:
-    """The complete checkpoint of the highest step."""
+    """The complete checkpoint of the highest step; None where there is none."""
     complete = [mark.parent for mark in scratch.glob(f"checkpoint-*/{COMPLETE}")]
     return max(complete, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
 
 
 def steps_of(checkpoint: Path) -> int:
-    """How many optimizer steps of this iteration a complete checkpoint holds."""
+    """How many optimizer steps of this iteration were done before a complete checkpoint."""
     return int(read_json(checkpoint / COMPLETE)["steps"])
 
 
 def mark_complete(checkpoint: Path, steps: int) -> None:
-    """Mark a checkpoint as whole after `steps` optimizer steps of this iteration, and remove the earlier ones."""
+    """Mark a checkpoint as complete, after `steps` optimizer steps of this iteration, and remove the earlier ones."""
     write_json(checkpoint / COMPLETE, {"steps": steps})
-    for other in checkpoint.parent.glob("checkpoint-*"):
-        if other != checkpoint:
-            (other / COMPLETE).unlink(missing_ok=True)
-            shutil.rmtree(other)
+    for folder in checkpoint.parent.glob("checkpoint-*"):
+        if folder != checkpoint:
+            (folder / COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(folder)
 
 
 def append_step(scratch: Path, step: Step) -> None:
-    """Add one line, for whoever follows the training and for the stage that resumes it."""
+    """Add a line, for MLflow while the training runs and for the stage that resumes it."""
     with (scratch / STEPS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(step)) + "\n")
 
 
 def read_steps(scratch: Path) -> Sequence[Step]:
-    """The steps so far, without a line that is still being written."""
+    """The steps so far, without a line that is still being written; empty where there is no file."""
     try:
         lines = (scratch / STEPS).read_text(encoding="utf-8").splitlines(keepends=True)
     except FileNotFoundError:
@@ -101,18 +106,18 @@ def read_steps(scratch: Path) -> Sequence[Step]:
 
 @contextmanager
 def explain_full_disk(scratch: Path) -> Iterator[None]:
-    """Turn what the libraries raise on a full disk into one line that says what to do."""
+    """Raise the libraries' errors for a full disk as a UserError of one line that says what to do."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not full and not any(text in str(error) for text in ("PytorchStreamWriter", "No space left", "too large")):
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not is_full and not any(text in str(error) for text in FULL_DISK):
             raise
         saved = last_checkpoint(scratch)
-        way = f"it goes on after {saved.name}" if saved else "the parent's checkpoint is as it was"
+        outlook = f"it goes on after {saved.name}" if saved else "the parent's checkpoint is as it was"
         raise UserError(
             f"finetune: a checkpoint could not be written ({shutil.disk_usage(scratch).free >> 20} MiB are free); "
-            f"make room and run again: {way}"
+            f"make room and run again: {outlook}"
         ) from error

@@ -1,8 +1,8 @@
-"""What an iteration's training continues from: the trainer state of its parent.
+"""What the training of an iteration continues from: the trainer state of its parent.
 
-`state/N/progress.json` is versioned: the position in the schedule, and the digest of the trainer state. The trainer
-state itself (optimizer and random state, three times the model's size) is kept in `.iterit/states/DIGEST`, for the
-newest iteration only; with `finetune.keep_states: all` it is beside progress.json, and versioned as well.
+`state/N/progress.json` holds the position in the schedule and the digest of the trainer state, and is versioned. The
+trainer state itself (optimizer and random state, three times the size of the model) is kept in `.iterit/states/DIGEST`,
+that of the newest iteration only. With `finetune.keep_states: all` it is beside progress.json, and versioned as well.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ STATES = SCRATCH / "states"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The position in the training: optimizer steps so far, and the steps per iteration that the schedule assumes."""
+    """The position in the training, and what its trainer state was written with."""
 
     step: int
+    """Optimizer steps so far."""
     steps_per_iteration: int | None
+    """Of the schedule, fixed by the first iteration; None before the first step, as are the following."""
     processes: int | None = None
     deepspeed: str | None = None
     trainer_state: str | None = None
-    """folder_digest of the trainer state; None before the first step."""
+    """folder_digest of the trainer state."""
 
 
 def read_progress(state: Path) -> Progress:
-    """Raises UserError when there is none."""
+    """The progress in a folder `state/N`. Raises UserError when there is none."""
     return Progress(**read_json(state / PROGRESS))
 
 
 def locate_trainer_state(state: Path) -> Path | None:
     """The folder of the trainer state, beside progress.json or in `.iterit/states`; None when it was pruned."""
     digest = read_progress(state).trainer_state
-    assert digest, "there is none before the first step"
+    assert digest, "there is no trainer state before the first step"
     if any(file.name != PROGRESS for file in state.iterdir()):
         return state
     folder = STATES / digest
@@ -49,33 +51,33 @@ def locate_trainer_state(state: Path) -> Path | None:
 
 
 def require_trainer_state(state: Path) -> Path:
-    """The folder that Trainer resumes from. Raises UserError when it was pruned, or is not what was written."""
+    """The folder that Trainer resumes from. Raises UserError when it was pruned or damaged."""
     folder = locate_trainer_state(state)
     if folder is None:
         raise UserError(
             f"{state}: its trainer state is not on this machine (finetune.keep_states: newest keeps that of the newest "
-            f"iteration); `dvc repro -f finetune@{state.name}` makes it again, the same to the last bit"
+            f"iteration); `dvc repro -f finetune@{state.name}` makes it again, with the same bytes"
         )
     for file in sorted(folder.rglob("*.pt*")):
-        if not zipfile.is_zipfile(file):  # its directory is at its end: a truncated file has none
-            raise corrupt(state, f"{file.name} is cut off")
+        if not zipfile.is_zipfile(file):  # the directory is at the end, so a truncated file has none
+            raise corrupt(state, f"{file.name} is truncated")
     if folder != state and cached_digest(folder) != folder.name:  # DVC checks the others
         raise corrupt(state, f"{folder}: its files are not those that were written")
     return folder
 
 
-def corrupt(state: Path, what: str) -> UserError:
+def corrupt(state: Path, problem: str) -> UserError:
     """The error for a trainer state that cannot be read."""
     return UserError(
-        f"{state}: cannot be resumed: {what}; `dvc repro -f finetune@{state.name}` trains it again "
-        f"(after `dvc checkout {state}`, if that does not bring it back)"
+        f"{state}: cannot be resumed: {problem}; `dvc repro -f finetune@{state.name}` trains it again "
+        f"(if `dvc checkout {state}` does not restore it)"
     )
 
 
 def store_trainer_state(trained: Path, state: Path, progress: Progress, *, keep_all: bool) -> None:
-    """Write the folder `state` for the next iteration; the trainer state in `trained` stays as it is.
+    """Write the folder `state` for the next iteration, and publish the trainer state in the folder `trained`.
 
-    Its files go beside progress.json with `keep_all`, otherwise to `.iterit/states`.
+    That goes beside progress.json with `keep_all`, otherwise to `.iterit/states`; `trained` stays as it is.
     """
     digest = cached_digest(trained)
     shutil.rmtree(state, ignore_errors=True)
@@ -87,10 +89,10 @@ def store_trainer_state(trained: Path, state: Path, progress: Progress, *, keep_
 
 
 def prune_trainer_states(needed: Path) -> None:
-    """Remove every stored trainer state but that of the folder `needed`.
+    """Remove every trainer state in `.iterit/states` but that of the folder `needed`.
 
-    Called when an iteration begins, with its parent's state: DVC has recorded that one by then, so a stage that is
-    started again never misses its own parent. And once more at the end of a run, with the last.
+    Called with the parent's state when an iteration begins, and with the last one at the end of a run. DVC has recorded
+    the state by then, so a stage that is started again always finds that of its parent.
     """
     digest = read_progress(needed).trainer_state
     for folder in STATES.glob("*"):

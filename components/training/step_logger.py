@@ -1,4 +1,4 @@
-"""What happens around Trainer's optimizer steps: a line per step, marks of complete checkpoints, clipping."""
+"""A callback around Trainer's optimizer steps: a line per step, marks of complete checkpoints, gradient clipping."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from components.training.trainer import StepLoss
 
 
 class StepLogger(TrainerCallback):
-    """Writes a line for every optimizer step, marks complete checkpoints, and moves the progress bar."""
+    """Writes a line for every optimizer step, marks complete checkpoints, and advances the progress bar."""
 
     def __init__(
         self,
@@ -30,10 +30,12 @@ class StepLogger(TrainerCallback):
         advance: Callable[[int], object] | None,
         clip_norm: float | None,
     ) -> None:
-        """`steps_before`: optimizer steps of earlier iterations. `scratch` and `advance`: None in all processes but the
+        """Follow a training of `examples`, those that are left of this iteration.
+
+        `steps_before`: optimizer steps of earlier iterations. `scratch` and `advance`: None in all processes but the
         first. `clip_norm`: None where DeepSpeed clips.
         """
-        self.steps = 0
+        self.steps = 0  # made since this training was started
         batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
         self._tokens = [sum(len(example.ids) for example in batch if example.weight) for batch in batches]
         self._step_loss = step_loss
@@ -46,7 +48,7 @@ class StepLogger(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **rest: Any
     ) -> None:
-        state.save_steps = args.save_steps  # Trainer would take it from the checkpoint that it resumes from
+        state.save_steps = args.save_steps  # Trainer would keep the number in the checkpoint that it resumes from
         if self._clip_norm is not None:
             clip_before_steps(optimizer.optimizer, self._clip_norm)
 
@@ -78,15 +80,16 @@ class StepLogger(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if args.world_size > 1:
-            torch.distributed.barrier()  # every process has written its part
+            torch.distributed.barrier()  # until every process has written its part
         if self._scratch is not None:
             mark_complete(self._scratch / f"checkpoint-{state.global_step}", state.global_step - self._steps_before)
 
 
 def clip_before_steps(optimizer: torch.optim.Optimizer, norm: float) -> None:
-    """Scale gradients down to `norm` before every step, and leave their norm where DeepSpeed looks for it.
+    """Scale gradients down to `norm` before every step, and store their norm where DeepSpeed looks for it.
 
-    DeepSpeed's ZeRO optimizers do both; a plain optimizer, under ZeRO-0 in float32, it clips without a report.
+    DeepSpeed's ZeRO optimizers do both. For a plain optimizer, at ZeRO stage 0 in float32, DeepSpeed would clip without
+    reporting the norm.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 

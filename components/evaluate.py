@@ -1,4 +1,4 @@
-"""Stages `evaluate_base` and `evaluate@N`: a model's metrics on the holdout, and sample responses.
+"""Stages `evaluate_base` and `evaluate@N`: compute a model's metrics on the holdout, and generate sample responses.
 
 Samples are generated for the first holdout records by id, the same ones in every iteration.
 
@@ -49,7 +49,7 @@ def main() -> None:
                 max_length=settings.score.max_length,
                 sample_tokens=settings.evaluate.sample_tokens,
             )
-        write_json(options.samples, {"checkpoint": digest, "samples": samples})
+        write_json(options.samples, {"checkpoint": digest, "samples": [asdict(sample) for sample in samples]})
         write_json(options.metrics, {"checkpoint": digest, **asdict(metrics)})
         print(
             f"evaluate {options.model}: {metrics.records} records, loss {metrics.loss}, "

@@ -1,10 +1,10 @@
-"""A model on the holdout: loss and perplexity of the reference responses, and their complexity.
+"""A model's metrics on the holdout: loss and perplexity of the reference responses, and their complexity.
 
     loss              mean over all response tokens of the holdout of -log p(y_t | x, y_<t)     nats per token
     perplexity        exp(loss)
     mean_complexity   mean of the records' complexity (components/scoring/ifd.py)
 
-Loss and perplexity weigh every token alike, complexity every record alike. Unscorable records count in none of them.
+In loss and perplexity every token has the same weight, in complexity every record. Unscorable records count in none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from components.scoring.ifd import UNTIMED, score_records
 
 @dataclass(frozen=True, slots=True)
 class HoldoutMetrics:
-    """What metrics/evaluate/N.json holds, beside the checkpoint's digest."""
+    """The content of metrics/evaluate/N.json, beside the checkpoint's digest."""
 
     records: int
     unscorable: int
@@ -45,8 +45,9 @@ def measure(
     what: str,
     arithmetic: AbstractContextManager[object] = UNTIMED,
 ) -> HoldoutMetrics:
-    """The metrics of a loaded model. `what` names the work in the progress line; `arithmetic` is entered while the
-    model computes. Raises UserError when no record of the holdout can be scored.
+    """The metrics of a loaded model. Raises UserError when no record of the holdout can be scored.
+
+    `what` names the work in the progress line; `arithmetic` is entered while the model computes.
     """
     with progress(total=len(holdout), unit="records", what=what) as advance:
         scores = score_records(

@@ -1,1 +1,1 @@
-"""Speed as ratios, measured side by side in one run: `make bench`."""
+"""Speed as ratios to baselines that are measured in the same run: `make bench`."""

@@ -1,4 +1,4 @@
-"""All benchmarks in one run; prints the figures as they come and writes benchmarks/results.md.
+"""Runs all benchmarks, prints the figures as they come, and writes benchmarks/results.md.
 
 python -m benchmarks [--alpaca FILE]
 """
@@ -18,7 +18,7 @@ from components.data.records import read_records
 
 PAGE = Path(__file__).with_name("results.md")
 SCORED = 48  # records
-SUBSET = Path("data/iterations/1/subset.parquet")  # what the default run trains on first
+SUBSET = Path("data/iterations/1/subset.parquet")  # the first subset of the default run
 SIZES = ((52_000, 2_600), (1_000_000, 50_000))  # responses and picks
 
 
@@ -32,19 +32,20 @@ def main() -> None:
     quiet_environment()
     records = read_alpaca(options.alpaca) if options.alpaca else docstring_records()
     source = (
-        f"{len(records):,} Alpaca records" if options.alpaca else f"{len(records):,} docstrings of Python's library"
+        f"{len(records):,} Alpaca records" if options.alpaca else f"{len(records):,} docstrings of the standard library"
     )
     responses = [record.response for record in records]
     rows: list[Row] = []
-    works: list[Callable[[], list[Row]]] = [partial(select.run, responses, *size) for size in SIZES]
-    works.append(audit.run)
-    works += [partial(score.run, options.model, spread(records, SCORED), dtype) for dtype in ("float32", "bfloat16")]
-    works.append(partial(finetune.run, options.model, read_records(SUBSET)))
-    for work in works:
-        for row in work():
+    benchmarks: list[Callable[[], list[Row]]] = [partial(select.run, responses, *size) for size in SIZES]
+    benchmarks.append(audit.run)
+    scored = spread(records, SCORED)
+    benchmarks += [partial(score.run, options.model, scored, dtype) for dtype in ("float32", "bfloat16")]
+    benchmarks.append(partial(finetune.run, options.model, read_records(SUBSET)))
+    for benchmark in benchmarks:
+        for row in benchmark():
             print(row, flush=True)
             rows.append(row)
-    write_results(rows, f"{source}; fine-tuning: the records that the default run selects first", PAGE)
+    write_results(rows, f"{source}; fine-tuning: the first subset of the default run", PAGE)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks read: an Alpaca file, or the standard library's docstrings where none is given."""
+"""The records of the benchmarks: from an Alpaca file, or docstrings of the standard library where none is given."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_alpaca(file: Path, count: int | None = None) -> list[Record]:
 
 
 def docstring_records() -> list[Record]:
-    """Every docstring of the standard library, as the default run reads it."""
+    """All docstrings of the standard library, as the default run reads them."""
     return _records((item.value for item in read_docstrings()), "stdlib")
 
 
@@ -31,6 +31,6 @@ def _records(rows: Iterable[Any], source: str) -> list[Record]:
 
 
 def spread(records: Sequence[Record], count: int) -> list[Record]:
-    """`count` records from all over, in their order."""
+    """At most `count` records at equal distances, in their order."""
     step = max(len(records) // count, 1)
     return list(records[::step][:count])

@@ -1,8 +1,8 @@
 """Fine-tuning against a plain Trainer: batches of one record, padded to max_length.
 
-The stage itself, DeepSpeed and all, beside transformers.Trainer as it comes, over the same records with the same
-threads, in turns and in processes of their own. Rates are real tokens (no padding) per second of the optimizer steps,
-the first, which warms up, among them.
+The whole stage, DeepSpeed included, against transformers.Trainer with its defaults, over the same records with the
+same threads, in alternate turns and separate processes. Rates are real tokens (no padding) per second of optimizer
+steps, the first one included, which warms up.
 
     python -m benchmarks.finetune --model models/base --alpaca FILE --records 16
 """
@@ -27,25 +27,27 @@ from benchmarks.corpus import read_alpaca, spread
 from benchmarks.report import Row
 from components.core.files import read_json, write_json
 from components.core.params import load_settings, read_params
+from components.core.paths import PARAMS, throughput_file
 from components.core.process import quiet_environment
 from components.data.records import Record, write_records
+from components.finetune import Throughput
 
 TURNS = 3
 PROJECT = Path(__file__).parent.parent
 
 
-def the_stage(folder: Path, records: Sequence[Record], *, deterministic: bool = True) -> dict[str, Any]:
-    """Run the stage over `records` in a project folder of its own; what it says of its speed."""
-    place = Path(tempfile.mkdtemp(dir=folder))
+def run_stage(folder: Path, records: Sequence[Record], *, deterministic: bool = True) -> Throughput:
+    """Run the stage over `records` in a new project folder, from the model `folder`/base."""
+    project = Path(tempfile.mkdtemp(dir=folder))
     for name in ("components", "conf"):
-        (place / name).symlink_to(PROJECT / name)
-    params = read_params(PROJECT / "params.yaml")
+        (project / name).symlink_to(PROJECT / name)
+    params = read_params(PROJECT / PARAMS)
     params["finetune"]["deterministic"] = deterministic
-    YAML().dump(params, place / "params.yaml")
-    (place / "models").mkdir()
-    (place / "models/base").symlink_to((folder / "base").resolve())
-    write_records(place / "subset.parquet", records)
-    write_json(place / "state/base/progress.json", {"step": 0, "steps_per_iteration": None})
+    YAML().dump(params, project / PARAMS)
+    (project / "models").mkdir()
+    (project / "models/base").symlink_to((folder / "base").resolve())
+    write_records(project / "subset.parquet", records)
+    write_json(project / "state/base/progress.json", {"step": 0, "steps_per_iteration": None})
     options = {
         "iteration": "1",
         "subset": "subset.parquet",
@@ -56,22 +58,21 @@ def the_stage(folder: Path, records: Sequence[Record], *, deterministic: bool = 
         "steps": "steps.csv",
         "metrics": "metrics.json",
     }
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    subprocess.run([sys.executable, "-m", "components.finetune", *words], cwd=place, check=True, stderr=subprocess.PIPE)
-    found: dict[str, Any] = read_json(place / ".iterit/throughput/finetune@1.json")
-    shutil.rmtree(place)
-    return found
+    command = [sys.executable, "-m", "components.finetune", *(f"--{name}={value}" for name, value in options.items())]
+    subprocess.run(command, cwd=project, check=True, stderr=subprocess.PIPE)
+    throughput = Throughput(**read_json(project / throughput_file("finetune@1")))
+    shutil.rmtree(project)
+    return throughput
 
 
-def warm_share(told: dict[str, Any]) -> float:
-    """The share of the GEMM rate once memory is warm: of the median step in the later half."""
-    rates = list(told["steps"].values())
-    warm: float = told["share_of_gemm"] * statistics.median(rates[len(rates) // 2 :]) / told["tokens_per_second"]
-    return warm
+def warm_share(measured: Throughput) -> float:
+    """The share of the GEMM rate in the median step of the later half, when memory has been touched."""
+    rates = list(measured.steps.values())
+    return measured.share_of_gemm * statistics.median(rates[len(rates) // 2 :]) / measured.tokens_per_second
 
 
 def plain_trainer(folder: Path, records: Sequence[Record], batch_size: int, max_length: int) -> float:
-    """Real tokens per second of transformers.Trainer, one padded record a forward pass."""
+    """Real tokens per second of transformers.Trainer, one padded record per forward pass."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         rate = pool.apply(_plain_trainer, (str(folder / "base"), list(records), batch_size, max_length))
         pool.close()
@@ -101,7 +102,7 @@ def _plain_trainer(model: str, records: Sequence[Record], batch_size: int, max_l
         )
     seconds: list[float] = []
 
-    class Clock(TrainerCallback):
+    class StepTimer(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             seconds.append(-time.perf_counter())
 
@@ -121,48 +122,49 @@ def _plain_trainer(model: str, records: Sequence[Record], batch_size: int, max_l
             disable_tqdm=True,
         )
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        Trainer(model=loaded, args=arguments, train_dataset=rows, callbacks=[Clock()]).train()
+        Trainer(model=loaded, args=arguments, train_dataset=rows, callbacks=[StepTimer()]).train()
     return sum(len(text.ids) for text in texts) / sum(seconds)
 
 
 def run(model: Path, records: Sequence[Record], turns: int = TURNS) -> list[Row]:
-    """Tokens per second of both, and ours as a share of the machine's GEMM rate."""
-    settings = load_settings(PROJECT / "params.yaml").finetune
-    ours, free, plain = [], [], []
+    """Tokens per second of both, and the stage's share of the machine's GEMM rate."""
+    settings = load_settings(PROJECT / PARAMS).finetune
+    deterministic, free, plain = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "base").symlink_to(model.resolve())
         for _ in range(turns):
-            ours.append(the_stage(folder, records))
-            free.append(the_stage(folder, records, deterministic=False))
+            deterministic.append(run_stage(folder, records))
+            free.append(run_stage(folder, records, deterministic=False))
             plain.append(plain_trainer(folder, records, settings.batch_size, settings.max_length))
-    of = f"fine-tune, {len(records)} records"
+    title = f"fine-tune, {len(records)} records"
+    rate = statistics.median(turn.tokens_per_second for turn in deterministic)
+    share = statistics.median(turn.share_of_gemm for turn in deterministic)
+    peak = max(turn.peak_memory_bytes for turn in deterministic)
     return [
         Row(
-            f"{of}: against transformers.Trainer with batches of one padded record",
-            statistics.median(one["tokens_per_second"] for one in ours),
+            f"{title}: against transformers.Trainer with batches of one padded record",
+            rate,
             statistics.median(plain),
             "tokens/s",
             "1.5 times",
         ),
         Row(
-            f"{of}: with deterministic algorithms against without",
-            statistics.median(one["tokens_per_second"] for one in ours),
-            statistics.median(one["tokens_per_second"] for one in free),
+            f"{title}: with deterministic algorithms against without",
+            rate,
+            statistics.median(turn.tokens_per_second for turn in free),
             "tokens/s",
             "",
         ),
+        Row(f"{title}: useful operations over the machine's GEMM rate", share, None, "", "0.6"),
         Row(
-            f"{of}: useful operations over the machine's GEMM rate",
-            statistics.median(one["share_of_gemm"] for one in ours),
+            f"{title}: the same in the later half of the steps",
+            statistics.median(map(warm_share, deterministic)),
             None,
             "",
             "0.6",
         ),
-        Row(
-            f"{of}: the same in the later half of the steps", statistics.median(map(warm_share, ours)), None, "", "0.6"
-        ),
-        Row(f"{of}: peak memory", max(one["peak_memory_bytes"] for one in ours) / 2**30, None, "GiB", ""),
+        Row(f"{title}: peak memory", peak / 2**30, None, "GiB", ""),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The rows of `make bench`, and the page that they are written to."""
+"""The rows of `make bench`, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ PACKAGES = ("torch", "transformers", "deepspeed", "scikit-learn", "numpy", "numb
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Ours beside the other in one run; both times or both rates, so that `unit` tells which way is better."""
+    """A figure of this project, beside that of a baseline in the same run: both times (unit s) or both rates."""
 
     what: str
     ours: float
-    other: float | None
+    baseline: float | None
     unit: str
     target: str
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast ours is."""
-        if self.other is None:
+        """How many times as fast as the baseline this project is."""
+        if self.baseline is None:
             return None
-        return self.other / self.ours if self.unit == "s" else self.ours / self.other
+        return self.baseline / self.ours if self.unit == "s" else self.ours / self.baseline
 
     def __str__(self) -> str:
         """One line for the terminal."""
         return " | ".join(cell for cell in self.cells() if cell)
 
     def cells(self) -> tuple[str, str, str, str, str]:
-        other = "" if self.other is None else f"{self.other:.4g} {self.unit}"
+        """One row of the page."""
+        baseline = "" if self.baseline is None else f"{self.baseline:.4g} {self.unit}"
         ratio = "" if self.ratio is None else f"{self.ratio:.3g}"
-        return self.what, f"{self.ours:.4g} {self.unit}".strip(), other, ratio, self.target
+        return self.what, f"{self.ours:.4g} {self.unit}".strip(), baseline, ratio, self.target
 
 
 def machine() -> str:
-    """Processor, cores, memory and versions; no name."""
+    """Processor, cores, memory and versions, but no host name."""
     processor = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else ():
         if line.startswith("model name"):
@@ -52,16 +53,18 @@ def machine() -> str:
 
 
 def write_results(rows: Sequence[Row], corpus: str, page: Path) -> None:
+    """Write the page."""
     lines = [
         "# Benchmarks",
         "",
-        "Made by `make bench`. Ours and the other were measured in turns in one run; the figures are medians. Ratio:",
-        "how many times as fast ours is. On a machine that others share the ratios say more than the times.",
+        "Written by `make bench`. Each figure and its baseline were measured alternately in one run; all are medians.",
+        "The ratio says how many times as fast as the baseline iterit is. On a shared machine ratios are more reliable",
+        "than times.",
         "",
         f"Machine: {machine()}.",
         f"Corpus: {corpus}.",
         "",
-        "| what | ours | other | ratio | wanted |",
+        "| what | iterit | baseline | ratio | target |",
         "| --- | --- | --- | --- | --- |",
         *(f"| {' | '.join(row.cells())} |" for row in rows),
         "",

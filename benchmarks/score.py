@@ -1,7 +1,7 @@
 """Scoring against a plain loop: batches of 8 in pool order, whole logits, two passes.
 
-Both read the same token ids with the same model, threads and dtype, each in a process of its own, in turns, so that
-what else the machine does meets both. Figures are medians; the machine's GEMM rate is measured between the turns.
+Both score the same token ids with the same model, threads and dtype, each in a separate process and in alternate turns,
+so that other work on the machine affects both. Figures are medians; the GEMM rate is measured between the turns.
 
     python -m benchmarks.score --model models/base --alpaca FILE --records 96
 """
@@ -13,6 +13,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from components.data.records import Record
 from components.model.load import load_model, prepack_linear_layers
 from components.model.throughput import forward_operations, measure_gemm
 from components.scoring.ifd import encode_pairs
-from components.scoring.losses import Text, make_reader, measure_pairs
+from components.scoring.losses import Text, make_scorer, measure_pairs
 
 SETTINGS = {"system": "You are a helpful assistant.", "template": "chat"}
 MAX_LENGTH, BATCH_TOKENS = 512, 2048
@@ -35,7 +36,7 @@ TURNS = 3
 
 
 def plain_loop(pairs: Sequence[tuple[Text, Text]], model: Any) -> np.ndarray:
-    """Mean loss of both texts of each pair, from the formula; nats per token, shape (pairs, 2)."""
+    """Mean loss of both texts of each pair by the formula: nats per token, shape (pairs, 2)."""
     import torch
 
     columns = []
@@ -65,65 +66,82 @@ def complexity(losses: np.ndarray) -> np.ndarray:
     return ratios
 
 
-def _work(method: str, folder: Path, dtype: str, pairs: Sequence[tuple[Text, Text]], pipe: Any) -> None:
-    """One process a method, so that neither finds the memory that the other has made warm."""
+def _measure(method: str, folder: Path, dtype: str, pairs: Sequence[tuple[Text, Text]], pipe: Any) -> None:
+    """A method's process; separate ones, so that neither uses memory that the other has already touched."""
     if method == "ours":
         model, tokenizer = load_model(folder, dtype)
         prepack_linear_layers(model)
-        reader = make_reader(model, tokenizer, **SETTINGS)
-        read = partial(measure_pairs, pairs, reader, batch_tokens=BATCH_TOKENS)
+        scorer = make_scorer(model, tokenizer, **SETTINGS)
+        score = partial(measure_pairs, pairs, scorer, batch_tokens=BATCH_TOKENS)
     else:
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-        read = partial(plain_loop, pairs, model)
+        score = partial(plain_loop, pairs, model)
     while pipe.recv():
-        begun = time.perf_counter()
-        losses = read()
-        pipe.send((time.perf_counter() - begun, losses))
+        started = time.perf_counter()
+        losses = score()
+        pipe.send((time.perf_counter() - started, losses))
 
 
-def run(folder: Path, records: Sequence[Record], dtype: str = "float32", turns: int = TURNS) -> list[Row]:
-    """Records per second of both, ours as a share of the GEMM rate, and the largest difference."""
-    model, tokenizer = load_model(folder, dtype)
-    pairs = encode_pairs(records, tokenizer, max_length=MAX_LENGTH, **SETTINGS)
-    tokens = sum(len(text.ids) for pair in pairs for text in pair)
-    scored = sum(text.scored for pair in pairs for text in pair)
-    operations = forward_operations(model, tokens, scored)
-    del model
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Seconds of each turn, by method, and what was measured beside them."""
+
+    ours: list[float]
+    plain: list[float]
+    gemm: list[float]
+    """Operations per second of matrix products."""
+    difference: float
+    """The largest of a complexity."""
+
+
+def take_turns(folder: Path, pairs: Sequence[tuple[Text, Text]], dtype: str, turns: int) -> Turns:
+    """Run both methods alternately; a first turn warms up and is not counted."""
     context = multiprocessing.get_context("spawn")
-    pipes, workers = {}, []
+    pipes = {}
     for method in ("ours", "plain"):
         pipes[method], end = context.Pipe()
-        workers.append(context.Process(target=_work, args=(method, folder, dtype, pairs, end), daemon=True))
-        workers[-1].start()
+        context.Process(target=_measure, args=(method, folder, dtype, pairs, end), daemon=True).start()
     seconds: dict[str, list[float]] = {method: [] for method in pipes}
     losses, gemm = {}, []
     for turn in range(turns + 1):
         for method, pipe in pipes.items():
             gemm.append(measure_gemm("cpu", dtype))
             pipe.send(True)
-            taken, losses[method] = pipe.recv()
-            if turn:  # the first one warms up
-                seconds[method].append(taken)
+            elapsed, losses[method] = pipe.recv()
+            if turn:
+                seconds[method].append(elapsed)
     for pipe in pipes.values():
         pipe.send(False)
-    ours, rate = statistics.median(seconds["ours"]), statistics.median(gemm)
     difference = float(np.abs(complexity(losses["ours"]) - complexity(losses["plain"])).max())
-    of = f"score, {len(records)} records in {dtype}"
+    return Turns(seconds["ours"], seconds["plain"], gemm, difference)
+
+
+def run(folder: Path, records: Sequence[Record], dtype: str = "float32", turns: int = TURNS) -> list[Row]:
+    """Records per second of both, the share of the GEMM rate, and the largest difference."""
+    model, tokenizer = load_model(folder, dtype)
+    pairs = encode_pairs(records, tokenizer, max_length=MAX_LENGTH, **SETTINGS)
+    tokens = sum(len(text.ids) for pair in pairs for text in pair)
+    scored = sum(text.scored for pair in pairs for text in pair)
+    operations = forward_operations(model, tokens, scored)
+    del model
+    measured = take_turns(folder, pairs, dtype, turns)
+    ours, rate = statistics.median(measured.ours), statistics.median(measured.gemm)
+    title = f"score, {len(records)} records in {dtype}"
     return [
         Row(
-            f"{of}: against batches of {PLAIN_BATCH} in pool order with whole logits, in two passes",
+            f"{title}: against batches of {PLAIN_BATCH} in pool order with whole logits, in two passes",
             len(records) / ours,
-            len(records) / statistics.median(seconds["plain"]),
+            len(records) / statistics.median(measured.plain),
             "records/s",
             "5 times",
         ),
-        Row(f"{of}: useful operations over the machine's GEMM rate", operations / ours / rate, None, "", "0.75"),
-        Row(f"{of}: the machine's GEMM rate", rate / 1e9, None, "GFLOP/s", ""),
-        Row(f"{of}: largest difference of a complexity", difference, None, "", "5e-5 in float32"),
+        Row(f"{title}: useful operations over the machine's GEMM rate", operations / ours / rate, None, "", "0.75"),
+        Row(f"{title}: the machine's GEMM rate", rate / 1e9, None, "GFLOP/s", ""),
+        Row(f"{title}: largest difference of a complexity", measured.difference, None, "", "5e-5 in float32"),
     ]
 
 

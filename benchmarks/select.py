@@ -1,7 +1,7 @@
 """Selection against scikit-learn and a plain loop: the same weights, the same picks.
 
-Larger corpora are the responses again and again with shuffled words. Every turn is a process of its own, so that its
-peak memory is its own; nothing else runs beside it.
+Larger corpora repeat the responses with shuffled words. Every measurement is a separate process, so that its peak
+memory is its own; nothing else runs at the same time.
 
     python -m benchmarks.select --alpaca FILE --sizes 52000:2600 1000000:50000
 """
@@ -14,8 +14,8 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +26,20 @@ NGRAMS, DECAY = (1, 3), 0.1
 TURNS = 3
 PLAIN_PICKS = 40  # of the plain loop: all of them would take minutes, and each costs the same
 COMPARED_UP_TO = 100_000  # responses
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measurement."""
+
+    seconds: float
+    greedy_seconds: float = 0.0
+    """Of the picks alone, without the TF-IDF fit."""
+    picks: list[int] = field(default_factory=list)
+    peak_gib: float = 0.0
+
+
+Measurement = Callable[[Sequence[str], int, int], Measured]
 
 
 def enlarge(responses: Sequence[str], count: int) -> list[str]:
@@ -41,41 +55,41 @@ def enlarge(responses: Sequence[str], count: int) -> list[str]:
 
 
 def complexity_of(count: int) -> np.ndarray:
-    """Stands in for scores: what a pick costs does not depend on where they come from."""
+    """Random scores: the cost of a pick does not depend on them."""
     return np.random.default_rng(1).uniform(0.2, 1.0, count)
 
 
-def whole_selection(responses: Sequence[str], count: int, picks: int) -> dict[str, Any]:
-    """TF-IDF and the picks, as the stage makes them."""
+def whole_selection(responses: Sequence[str], count: int, picks: int) -> Measured:
+    """TF-IDF and the picks, as in the stage."""
     from components.strategies import iterit
     from components.strategies.interface import Budget
     from components.strategies.tfidf import tfidf
 
-    iterit.greedy_select(["some words", "other words"], [0.5, 0.5], 1, decay=DECAY)  # compiled, as after a first run
+    iterit.compile_ahead()
     texts, complexity = enlarge(responses, count), complexity_of(count)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     selection = iterit.greedy_select(texts, complexity, picks, decay=DECAY)
-    whole = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     weights = tfidf(texts, NGRAMS)
     budget = Budget.of(picks, np.zeros(count))
-    begun = time.perf_counter()
     limits = (budget.left, budget.tokens, budget.source, budget.owed, budget.room)
-    iterit._lazy_greedy(*iterit._first_bounds(weights, complexity), complexity, DECAY, *limits)
-    greedy = time.perf_counter() - begun
-    return {"seconds": whole, "greedy": greedy, "picks": selection.indices.tolist()}
+    started = time.perf_counter()
+    iterit.lazy_greedy(weights, complexity, DECAY, *limits)
+    return Measured(seconds, time.perf_counter() - started, selection.indices.tolist())
 
 
-def scikit_learn_s_fit(responses: Sequence[str], count: int, _picks: int) -> dict[str, Any]:
+def scikit_learn_fit(responses: Sequence[str], count: int, _picks: int) -> Measured:
+    """scikit-learn's TF-IDF alone."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts = enlarge(responses, count)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     TfidfVectorizer(ngram_range=NGRAMS).fit_transform(texts)
-    return {"seconds": time.perf_counter() - begun}
+    return Measured(time.perf_counter() - started)
 
 
-def plain_loop(responses: Sequence[str], count: int, picks: int) -> dict[str, Any]:
-    """The method's formula: every gain anew for each pick. The first picks, and the time for all of them."""
+def plain_loop(responses: Sequence[str], count: int, picks: int) -> Measured:
+    """The method's formula, with every gain computed again for each pick: the first picks, and the time for all."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     complexity = complexity_of(count)
@@ -83,57 +97,58 @@ def plain_loop(responses: Sequence[str], count: int, picks: int) -> dict[str, An
     weights.sort_indices()
     weight = np.ones(weights.shape[1])
     left = np.ones(count, dtype=bool)
-    made = []
-    begun = time.perf_counter()
+    first_picks: list[int] = []
+    started = time.perf_counter()
     for _ in range(min(picks, PLAIN_PICKS)):
         gains = np.where(left, complexity * (weights @ weight), -1.0)
         best = int(gains.argmax())
-        made.append(best)
+        first_picks.append(best)
         left[best] = False
         weight[weights[best].indices] *= DECAY
-    return {"seconds": (time.perf_counter() - begun) * picks / len(made), "picks": made}
+    return Measured((time.perf_counter() - started) * picks / len(first_picks), picks=first_picks)
 
 
-def _alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Run in a fresh process; adds its peak memory in GiB."""
+def _in_new_process(measurement: Measurement, responses: Sequence[str], count: int, picks: int) -> Measured:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measured, (work, arguments))
+        return pool.apply(_with_peak_memory, (measurement, responses, count, picks))
 
 
-def _measured(work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
-    found = work(*arguments)
-    return {**found, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+def _with_peak_memory(measurement: Measurement, responses: Sequence[str], count: int, picks: int) -> Measured:
+    measured = measurement(responses, count, picks)
+    return replace(measured, peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
 def run(responses: Sequence[str], count: int, picks: int, turns: int = TURNS) -> list[Row]:
     """The rows of one size; asserts that the picks are the plain loop's."""
-    of = f"{count:,} responses, {picks:,} picks"
+    title = f"select, {count:,} responses, {picks:,} picks"
     if count > COMPARED_UP_TO:
-        ours = _alone(whole_selection, responses, count, picks)
+        measured = _in_new_process(whole_selection, responses, count, picks)
         return [
-            Row(f"select, {of}: whole selection", ours["seconds"], None, "s", ""),
-            Row(f"select, {of}: peak memory", ours["gib"], None, "GiB", "at most 16 GiB"),
+            Row(f"{title}: whole selection", measured.seconds, None, "s", ""),
+            Row(f"{title}: peak memory", measured.peak_gib, None, "GiB", "at most 16 GiB"),
         ]
-    turn = [
-        [_alone(work, responses, count, picks) for work in (whole_selection, scikit_learn_s_fit, plain_loop)]
-        for _ in range(turns)
-    ]
-    for ours, _, plain in turn:
-        assert ours["picks"][: len(plain["picks"])] == plain["picks"], "not the plain loop's picks"
-
-    def middle(which: int, name: str) -> float:
-        return float(statistics.median(found[which][name] for found in turn))
-
+    ours, fits, plain = [], [], []
+    for _ in range(turns):
+        ours.append(_in_new_process(whole_selection, responses, count, picks))
+        fits.append(_in_new_process(scikit_learn_fit, responses, count, picks))
+        plain.append(_in_new_process(plain_loop, responses, count, picks))
+        assert ours[-1].picks[: len(plain[-1].picks)] == plain[-1].picks, "not the plain loop's picks"
     return [
-        Row(f"select, {of}: greedy against a plain loop", middle(0, "greedy"), middle(2, "seconds"), "s", "300 times"),
         Row(
-            f"select, {of}: whole selection against scikit-learn's fit_transform alone",
-            middle(0, "seconds"),
-            middle(1, "seconds"),
+            f"{title}: greedy against a plain loop",
+            statistics.median(turn.greedy_seconds for turn in ours),
+            statistics.median(turn.seconds for turn in plain),
+            "s",
+            "300 times",
+        ),
+        Row(
+            f"{title}: whole selection against scikit-learn's fit_transform alone",
+            statistics.median(turn.seconds for turn in ours),
+            statistics.median(turn.seconds for turn in fits),
             "s",
             "0.6 of the time",
         ),
-        Row(f"select, {of}: peak memory", middle(0, "gib"), None, "GiB", "at most 2 GiB"),
+        Row(f"{title}: peak memory", statistics.median(turn.peak_gib for turn in ours), None, "GiB", "at most 2 GiB"),
     ]
 
 

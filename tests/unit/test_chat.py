@@ -1,4 +1,4 @@
-"""Where the response starts, whatever the template and the tokenizer do."""
+"""The start of the response is found, whatever the template and the tokenizer do."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def unconditional(tokenizer: Any, record: Record, **options: Any) -> Encoded:
 @pytest.mark.parametrize(
     "response", ["Fill the text.", "assistant", "user", "\n", "", "é漢字 🙂", "<|im_end|>", "\x01"]
 )
-def test_the_response_starts_right_after_the_template_s_opening_of_it(tokenizer: Any, response: str) -> None:
+def test_the_response_starts_right_after_the_header_of_the_assistant(tokenizer: Any, response: str) -> None:
     record = chat("assistant? Fill the text.", response)
     for encoded in (conditional(tokenizer, record), unconditional(tokenizer, record)):
         assert scored_text(tokenizer, encoded) == response + "<|im_end|>\n"
 
 
-def test_both_texts_are_the_template_over_the_conversation_and_over_the_response(tokenizer: Any) -> None:
+def test_the_texts_are_the_template_applied_to_the_conversation_and_to_the_response(tokenizer: Any) -> None:
     record = chat("What?", "That.")
     assert tokenizer.decode(conditional(tokenizer, record).ids) == (
         f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n"
@@ -69,21 +69,21 @@ def test_both_texts_are_the_template_over_the_conversation_and_over_the_response
     )
 
 
-def test_a_record_s_own_system_message_stays(tokenizer: Any) -> None:
+def test_a_system_message_in_the_record_is_kept(tokenizer: Any) -> None:
     record = make_record("test", [Message("system", "Be brief."), Message("user", "Q"), Message("assistant", "A")])
     text = tokenizer.decode(conditional(tokenizer, record).ids)
     assert "Be brief." in text
     assert SYSTEM not in text
 
 
-def test_only_the_last_answer_of_several_turns_is_the_response(tokenizer: Any) -> None:
+def test_only_the_last_message_of_several_turns_is_the_response(tokenizer: Any) -> None:
     record = chat("one", "same words", "two", "same words")
     encoded = conditional(tokenizer, record)
     assert scored_text(tokenizer, encoded) == "same words<|im_end|>\n"
     assert tokenizer.decode(encoded.ids).count("same words") == 2
 
 
-def test_a_template_that_trims_loses_nothing_but_the_white_space(tokenizer: Any) -> None:
+def test_a_template_that_trims_loses_only_white_space(tokenizer: Any) -> None:
     tokenizer.chat_template = TRIMS
     for encoded in (
         conditional(tokenizer, chat("Q", "  padded \n")),
@@ -92,11 +92,11 @@ def test_a_template_that_trims_loses_nothing_but_the_white_space(tokenizer: Any)
         assert scored_text(tokenizer, encoded) == "padded<|im_end|>\n"
 
 
-def test_a_token_that_reaches_into_the_response_is_its_first(tokenizer: Any) -> None:
+def test_a_token_that_reaches_into_the_response_is_its_first_token(tokenizer: Any) -> None:
     tokenizer.chat_template = MERGES
     record = chat("Q", "the text")
     encoded = conditional(tokenizer, record)
-    assert scored_text(tokenizer, encoded) == " the text<|im_end|>"  # the blank before it is in the same token
+    assert scored_text(tokenizer, encoded) == " the text<|im_end|>"  # the space before it belongs to the same token
     assert scored_text(tokenizer, unconditional(tokenizer, record)) == " the text<|im_end|>"
 
 
@@ -107,40 +107,40 @@ def test_a_template_that_moves_a_thought_to_the_front_does_not_lose_it(tokenizer
     assert scored_text(tokenizer, thought) == "hm</think>yes<|im_end|>"
 
 
-def test_a_prompt_that_holds_the_marker_is_not_mistaken_for_the_response(tokenizer: Any) -> None:
+def test_a_marker_in_the_prompt_is_not_taken_for_the_response(tokenizer: Any) -> None:
     assert scored_text(tokenizer, conditional(tokenizer, chat(f"x {MARKER} y", "A."))) == "A.<|im_end|>\n"
 
 
-def test_plain_text_has_no_template_but_a_first_token(tokenizer: Any) -> None:
+def test_plain_text_has_a_first_token_and_no_template(tokenizer: Any) -> None:
     record = chat("What?", "That.")
-    one = conditional(tokenizer, record, template="none", system="")
-    other = unconditional(tokenizer, record, template="none")
-    assert tokenizer.decode(one.ids) == "<|im_start|>What?\n\nThat."
-    assert scored_text(tokenizer, one) == scored_text(tokenizer, other) == "That."
-    assert other.start == 1
+    with_prompt = conditional(tokenizer, record, template="none", system="")
+    without_prompt = unconditional(tokenizer, record, template="none")
+    assert tokenizer.decode(with_prompt.ids) == "<|im_start|>What?\n\nThat."
+    assert scored_text(tokenizer, with_prompt) == scored_text(tokenizer, without_prompt) == "That."
+    assert without_prompt.start == 1
 
 
-def test_a_template_that_refuses_the_system_message_is_a_user_s_error_that_says_what_to_set(tokenizer: Any) -> None:
+def test_a_template_that_refuses_the_system_message_is_an_error_that_names_the_setting(tokenizer: Any) -> None:
     tokenizer.chat_template = NO_SYSTEM
     with pytest.raises(UserError, match=r"\(system, user, assistant\): no system role; .*score.system: ''"):
         conditional(tokenizer, chat("Q", "A"))
     assert scored_text(tokenizer, conditional(tokenizer, chat("Q", "A"), system="")) == "A<|im_end|>\n"
 
 
-def test_a_template_that_refuses_the_response_alone_gets_an_empty_user_message(tokenizer: Any) -> None:
+def test_a_template_that_must_begin_with_the_user_gets_an_empty_user_message(tokenizer: Any) -> None:
     tokenizer.chat_template = USER_FIRST
     encoded = unconditional(tokenizer, chat("Q", "A"))
     assert tokenizer.decode(encoded.ids).startswith("<|im_start|>user\n<|im_end|>")
     assert scored_text(tokenizer, encoded) == "A<|im_end|>\n"
 
 
-def test_a_template_that_drops_the_response_is_a_user_s_error(tokenizer: Any) -> None:
+def test_a_template_that_leaves_the_response_out_is_an_error(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(UserError, match="leaves the response out"):
         conditional(tokenizer, chat("Q", "A"))
 
 
-def test_truncation_cuts_the_end_and_never_moves_the_start(tokenizer: Any) -> None:
+def test_truncation_cuts_the_end_and_does_not_move_the_start(tokenizer: Any) -> None:
     record = chat("What?", "word " * 40)
     whole = conditional(tokenizer, record)
     cut = conditional(tokenizer, record, max_length=whole.start + 3)
@@ -149,7 +149,7 @@ def test_truncation_cuts_the_end_and_never_moves_the_start(tokenizer: Any) -> No
     assert (gone.start, len(gone.ids)) == (5, 5)
 
 
-def test_a_response_is_generated_from_everything_before_it(tokenizer: Any) -> None:
+def test_a_response_is_generated_from_everything_that_precedes_it(tokenizer: Any) -> None:
     (ids,) = encode_prompts([chat("What?", "That.")], tokenizer, system=SYSTEM)
     assert ids == conditional(tokenizer, chat("What?", "That.")).ids[: len(ids)]
     assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n")

@@ -1,4 +1,4 @@
-"""The lazy greedy picks what the formula says, pick for pick."""
+"""Every strategy picks what its definition says; the lazy greedy picks what the plain loop picks, pick for pick."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from components.core.errors import UserError
 from components.core.settings.select import SelectSettings
 from components.select import make_budget
-from components.strategies import STRATEGIES
+from components.strategies import STRATEGIES, load_strategy
 from components.strategies import tfidf as tfidf_module
 from components.strategies.interface import Budget, Candidates
 from components.strategies.iterit import greedy_select
@@ -29,7 +29,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "picks_20.json"
 
 
 def plain_loop(responses: list[str], complexity: list[float], k: int, decay: float) -> tuple[list[int], list[float]]:
-    """The method's formula with every gain computed anew for each pick: indices and scores in pick order."""
+    """The method's formula, with every gain computed again for each pick: indices and scores in pick order."""
     eligible = [index for index, value in enumerate(complexity) if value < 1]
     try:
         tfidf = TfidfVectorizer(ngram_range=(1, 3)).fit_transform([responses[index] for index in eligible])
@@ -72,7 +72,7 @@ def test_the_lazy_greedy_picks_exactly_what_the_plain_loop_picks(
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1, 1.0])
-def test_on_a_larger_corpus_with_shared_phrases_as_well(decay: float) -> None:
+def test_the_picks_are_the_plain_loop_s_on_a_larger_corpus_with_shared_phrases(decay: float) -> None:
     random = np.random.default_rng(5)
     words = [f"word{number}" for number in random.zipf(1.4, 6000) % 300]
     ends = np.cumsum(random.integers(1, 40, 250))
@@ -82,8 +82,8 @@ def test_on_a_larger_corpus_with_shared_phrases_as_well(decay: float) -> None:
     assert greedy_select(responses, complexity, 60, decay=decay).indices.tolist() == picks
 
 
-def test_twenty_records_are_picked_in_the_order_on_file() -> None:
-    """Made by the plain loop above; the file's numbers change only when the method does."""
+def test_the_picks_of_twenty_records_are_those_on_file() -> None:
+    """The file was written by the plain loop above; its numbers change only when the method does."""
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     for decay, wanted in golden["picks"].items():
         selection = greedy_select(golden["responses"], golden["complexity"], 8, decay=float(decay))
@@ -91,42 +91,43 @@ def test_twenty_records_are_picked_in_the_order_on_file() -> None:
         np.testing.assert_allclose(selection.score, wanted["scores"], rtol=1e-12)
 
 
-def test_identical_responses_are_picked_from_the_lowest_index_and_only_once_each() -> None:
+def test_identical_responses_are_picked_once_each_from_the_lowest_index_on() -> None:
     selection = greedy_select(["same old words"] * 6, [0.5] * 6, 4, decay=1.0)
     assert selection.indices.tolist() == [0, 1, 2, 3]
 
 
-def test_decay_0_leaves_a_repeated_response_without_gain() -> None:
+def test_with_decay_0_a_repeated_response_has_no_gain() -> None:
     selection = greedy_select(["same words", "same words", "other words here"], [0.9, 0.9, 0.1], 3, decay=0.0)
     assert selection.indices.tolist()[:2] == [0, 2]
     assert selection.score[-1] == 0
 
 
-def test_fewer_eligible_than_k_gives_fewer_picks() -> None:
+def test_fewer_eligible_records_than_k_give_fewer_picks() -> None:
     selection = greedy_select(["one word", "two words", "three words"], [0.5, 1.0, float("nan")], 3, decay=0.1)
     assert selection.indices.tolist() == [0]
 
 
-def test_nothing_eligible_gives_no_pick() -> None:
+def test_no_eligible_record_gives_no_pick() -> None:
     assert len(greedy_select(["one word"], [1.0], 3, decay=0.1)) == 0
     assert len(greedy_select([], [], 3, decay=0.1)) == 0
 
 
-def test_misaligned_responses_take_no_part_in_the_fit() -> None:
+def test_misaligned_responses_are_not_part_of_the_fit() -> None:
     responses = ["rare gem stone", "plain grey stone", "rare gem stone rare gem"]
-    with_them = greedy_select(responses, [0.5, 0.4, 1.2], 2, decay=0.1)
-    without = greedy_select(responses[:2], [0.5, 0.4], 2, decay=0.1)
-    np.testing.assert_array_equal(with_them.score, without.score)
+    with_misaligned = greedy_select(responses, [0.5, 0.4, 1.2], 2, decay=0.1)
+    without_misaligned = greedy_select(responses[:2], [0.5, 0.4], 2, decay=0.1)
+    np.testing.assert_array_equal(with_misaligned.score, without_misaligned.score)
 
 
-def test_every_strategy_that_the_settings_allow_is_registered() -> None:
+def test_every_strategy_that_the_settings_allow_is_registered_and_can_be_loaded() -> None:
     allowed = SelectSettings.model_json_schema()["properties"]["strategy"]
     assert set(allowed["enum"]) == set(STRATEGIES)
+    assert all(inspect.isfunction(load_strategy(name)) for name in STRATEGIES)
 
 
-def test_the_decay_of_the_settings_reaches_the_picks() -> None:
+def test_the_picks_follow_the_decay_of_the_settings() -> None:
     candidates = make_candidates(["same words", "same words", "other words here"], [0.9, 0.9, 0.1])
-    picks = STRATEGIES["iterit"](candidates, budget_of(2, 3), SelectSettings(diversity_decay=0.0))
+    picks = load_strategy("iterit")(candidates, budget_of(2, 3), SelectSettings(diversity_decay=0.0))
     assert picks.indices.tolist() == [0, 2]
 
 
@@ -142,12 +143,12 @@ def test_tfidf_is_scikit_learn_s_to_the_last_bit(responses: list[str], ngrams: t
     assert_is_scikit_learn_s(responses, ngrams)
 
 
-def test_tfidf_of_real_docstrings_is_scikit_learn_s_as_well() -> None:
+def test_tfidf_of_real_docstrings_is_scikit_learn_s() -> None:
     responses = [inspect.getdoc(member) or "" for module in (json, inspect, re) for member in vars(module).values()]
     assert_is_scikit_learn_s([*responses, "İstanbul STRASSE straße", "x" * 5000, "a b c " * 400], (1, 3))
 
 
-def test_tfidf_with_more_words_than_a_key_of_three_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tfidf_is_scikit_learn_s_when_there_are_too_many_words_for_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tfidf_module, "LARGEST", 1000)
     assert_is_scikit_learn_s(["alpha beta gamma delta " * 3, "beta alpha", "delta gamma beta alpha"] * 3, (1, 3))
 
@@ -190,7 +191,7 @@ def budget_of(records: int, count: int) -> Budget:
     shares=st.tuples(st.sampled_from([0.0, 0.25, 0.5]), st.sampled_from([0.5, 0.75, 1.0])),
     tokens=st.one_of(st.none(), st.integers(1, 60)),
 )
-def test_budgets_are_kept_as_the_plain_loop_keeps_them(
+def test_budgets_and_quotas_are_kept_as_in_the_plain_loop(
     corpus: list[tuple[str, float, int, str]], k: int, shares: tuple[float, float], tokens: int | None
 ) -> None:
     responses, complexity, costs, sources = (list(column) for column in zip(*corpus, strict=True))
@@ -205,11 +206,11 @@ def test_budgets_are_kept_as_the_plain_loop_keeps_them(
         budget = make_budget(candidates, sources, np.array(costs), k, SelectSettings(tokens=tokens))
         budget.left[0] = k
         owed, room, left = 0, math.inf, tokens or math.inf
-    picks = STRATEGIES["iterit"](candidates, budget, SelectSettings(diversity_decay=0.5)).indices.tolist()
+    picks = load_strategy("iterit")(candidates, budget, SelectSettings(diversity_decay=0.5)).indices.tolist()
 
     order, expected = plain_loop(responses, complexity, len(responses), 0.5)[0], []
     while len(expected) < k:
-        # every gain anew after each pick: the plain loop's first pick that the budget allows
+        # the best candidate that the budget allows, with every gain computed again
         order = plain_order(responses, complexity, expected, 0.5)
         allowed = [
             row
@@ -228,7 +229,7 @@ def test_budgets_are_kept_as_the_plain_loop_keeps_them(
 
 
 def plain_order(responses: list[str], complexity: list[float], picked: list[int], decay: float) -> list[int]:
-    """The eligible that are left, by falling gain."""
+    """The eligible records that are left, by descending gain."""
     eligible = [row for row, value in enumerate(complexity) if value < 1]
     try:
         weights = TfidfVectorizer(ngram_range=(1, 3)).fit_transform([responses[row] for row in eligible])
@@ -242,7 +243,7 @@ def plain_order(responses: list[str], complexity: list[float], picked: list[int]
     return [eligible[row] for row in np.argsort(-gains, kind="stable") if eligible[row] not in picked]
 
 
-def test_a_quota_of_an_unknown_source_is_named() -> None:
+def test_a_quota_of_an_unknown_source_is_an_error_that_names_it() -> None:
     chosen = SelectSettings(quotas={"nowhere": {"max_share": 0.5}})
     with pytest.raises(UserError, match=r"select\.quotas\.nowhere: no candidate is from that source; there are here"):
         make_budget(make_candidates(["a b"], [0.5]), ["here"], np.array([3]), 1, chosen)
@@ -257,7 +258,7 @@ def test_a_quota_of_an_unknown_source_is_named() -> None:
         ({"perplexity_range": [0.6, 0.4]}, "must be below"),
     ],
 )
-def test_budgets_that_cannot_be_kept_are_errors(changes: dict[str, Any], message: str) -> None:
+def test_a_budget_that_cannot_be_kept_is_an_error(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SelectSettings(**changes)
 
@@ -272,56 +273,56 @@ def picks_of(
     strategy: str, candidates: Candidates, k: int, tokens: list[int] | None = None, **changes: Any
 ) -> list[int]:
     budget = Budget.of(k, np.array(tokens or [1] * len(candidates)))
-    selection = STRATEGIES[strategy](candidates, budget, SelectSettings(strategy=strategy, **changes))
+    selection = load_strategy(strategy)(candidates, budget, SelectSettings(strategy=strategy, **changes))
     assert len(selection.score) == len(selection.diversity) == len(selection)
     picks: list[int] = selection.indices.tolist()
     return picks
 
 
-def test_ifd_takes_the_highest_complexity_below_1_the_lower_index_first() -> None:
+def test_ifd_picks_the_highest_complexity_below_1_the_lower_index_first() -> None:
     candidates = make_candidates(WORDY, [0.5, 1.2, 0.9, NAN, 0.5])
     assert picks_of("ifd", candidates, 3) == [2, 0, 4]
     assert picks_of("superfiltering", candidates, 3) == [2, 0, 4]
 
 
-def test_random_takes_other_records_with_another_seed_and_the_same_with_more_data() -> None:
+def test_random_picks_depend_on_the_seed_and_not_on_other_records() -> None:
     many = make_candidates(["some words"] * 40, [0.5, 1.5] * 20)
     few = make_candidates(["some words"] * 30, [0.5, 1.5] * 15)
     picks = picks_of("random", many, 40)
-    assert sorted(picks) == list(range(40))  # misaligned ones too
+    assert sorted(picks) == list(range(40))  # misaligned records, too
     assert [pick for pick in picks if pick < 30] == picks_of("random", few, 30)
     assert picks_of("random", many, 40, seed=1) != picks
 
 
-def test_longest_takes_the_most_response_tokens() -> None:
+def test_longest_picks_the_most_response_tokens() -> None:
     candidates = make_candidates(WORDY, [0.5, 1.2, 0.9, NAN, 0.5])
     assert picks_of("longest", candidates, 3, tokens=[5, 9, 7, 99, 7]) == [1, 2, 4]
 
 
-def test_perplexity_takes_the_middle_of_the_range() -> None:
+def test_perplexity_picks_from_the_middle_of_the_range() -> None:
     candidates = make_candidates(WORDY, [0.5] * 5, nll_conditional=[5.0, 1.0, 3.0, 2.0, 4.0])
     assert picks_of("perplexity", candidates, 5, perplexity_range=[0.25, 0.75]) == [2, 3, 4]
     assert picks_of("perplexity", candidates, 1, perplexity_range=[0.0, 0.25]) == [1]
 
 
-def test_full_takes_every_scorable_record_whatever_the_ratio() -> None:
+def test_full_picks_every_scorable_record_whatever_the_budget() -> None:
     assert picks_of("full", make_candidates(WORDY, [0.5, 1.2, 0.9, NAN, 0.5]), 1) == [0, 1, 2, 4]
 
 
-def test_deita_style_leaves_out_what_is_too_similar_to_a_pick() -> None:
+def test_deita_style_leaves_out_records_too_similar_to_a_pick() -> None:
     candidates = make_candidates(WORDY, [0.9, 0.8, 0.3, 0.2, 0.85])
     assert picks_of("deita-style", candidates, 5, max_similarity=0.9) == [0, 1, 2, 3]
     assert picks_of("deita-style", candidates, 5, max_similarity=0.1) == [0, 2, 3]
 
 
-def test_k_center_begins_with_the_hardest_and_goes_farthest_away() -> None:
+def test_k_center_begins_with_the_highest_complexity_and_then_picks_the_farthest() -> None:
     candidates = make_candidates(WORDY, [0.9, 0.8, 0.3, 1.1, 0.85])
     assert picks_of("k-center", candidates, 5) == [3, 0, 2, 1, 4]
 
 
 @settings(max_examples=60, deadline=None)
 @given(responses=st.lists(responses_of_few_words, min_size=2, max_size=12), k=st.integers(1, 6))
-def test_facility_location_takes_the_largest_gain_each_time(responses: list[str], k: int) -> None:
+def test_facility_location_picks_the_largest_gain_each_time(responses: list[str], k: int) -> None:
     weights = tfidf(responses, (1, 3))
     cosine = (weights @ weights.T).toarray()
     picks = picks_of("facility-location", make_candidates(responses, [0.5] * len(responses)), k)

@@ -40,7 +40,7 @@ def check_cron(text: str) -> str:
 def serve_schedule(cron: str | None, interval: str | None) -> None:
     """Serve the deployment `retrain/scheduled` until SIGTERM or Ctrl-C, one flow run at a time.
 
-    Raises UserError unless exactly one of `cron` and `interval` is given, and for a mistake in the project.
+    Exactly one of `cron` and `interval` must be given. Raises UserError for a mistake in them or in the project.
     """
     if (cron is None) == (interval is None):
         raise UserError("serve: give either --cron or --interval")

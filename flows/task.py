@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ Ask = Callable[[dict[str, str], Callable[[str], None]], Answer]
 
 
 class StageError(Exception):
-    """A stage failed. The message holds the errors that it printed, or else the last lines that it printed."""
+    """A stage failed. The message holds the errors that it printed, or else its last lines and the reason."""
 
     def __init__(self, stage: str, exit_code: int | None, printed: Sequence[str], reason: str) -> None:
         mistakes = [line for line in printed if line.startswith("error: ")]
@@ -70,26 +71,26 @@ def dvc_worker() -> Iterator[Ask]:
         text=True,
         errors="replace",
     )
-
-    def ask(request: dict[str, str], on_line: Callable[[str], None]) -> Answer:
-        assert worker.stdin and worker.stdout
-        with suppress(BrokenPipeError):  # then its output has ended, too
-            worker.stdin.write(json.dumps(request) + "\n")
-            worker.stdin.flush()
-        for line in worker.stdout:
-            printed, separator, answer = line.rstrip("\n").partition(SEPARATOR)
-            if printed.strip():
-                on_line(printed)
-            if separator:
-                return Answer(**json.loads(answer))
-        return Answer(error=f"the DVC process ended with code {worker.wait()}")
-
     try:
-        yield ask
+        yield partial(_ask, worker)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()
+
+
+def _ask(worker: subprocess.Popen[str], request: dict[str, str], on_line: Callable[[str], None]) -> Answer:
+    assert worker.stdin and worker.stdout
+    with suppress(BrokenPipeError):  # then its output has ended, too
+        worker.stdin.write(json.dumps(request) + "\n")
+        worker.stdin.flush()
+    for line in worker.stdout:
+        printed, separator, answer = line.rstrip("\n").partition(SEPARATOR)
+        if printed.strip():
+            on_line(printed)
+        if separator:
+            return Answer(**json.loads(answer))
+    return Answer(error=f"the DVC process ended with code {worker.wait()}")
 
 
 def _can_be_retried(task: Any, run: Any, state: State[Any]) -> bool:  # noqa: ARG001  Prefect's signature

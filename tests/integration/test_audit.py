@@ -41,14 +41,6 @@ WHO = {f"GIT_{role}_{what}": "t@example.org" for role in ("AUTHOR", "COMMITTER")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-@pytest.fixture
-def project(finished_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "project"
-    shutil.copytree(finished_pipeline, folder)
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def seal(folder: Path, message: str, *, bundle: bool = True) -> str:
     """Commit everything that git takes: as a run's end does, or by hand after `dvc repro`."""
     if bundle:

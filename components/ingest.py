@@ -1,53 +1,83 @@
-"""Read every source into records; say of everything that is left out where it stood and why.
+"""Stage `ingest`: reads every source into records, and lists each value that is left out with its place and a reason.
 
-python -m components.ingest --manifests data/sources --records data/raw.parquet
-    --rejected data/rejected.parquet --metrics metrics/ingest.json
+The sources are read in this order: docstrings, datasets, files.
+
+    python -m components.ingest --manifests data/sources --records data/raw.parquet
+        --rejected data/rejected.parquet --metrics metrics/ingest.json
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from components.core.errors import UserError
 from components.core.files import write_json
 from components.core.params import load_settings
 from components.core.paths import PARAMS
-from components.core.settings.ingest import Columns, DatasetSource, DocstringSource, FileSource, IngestSettings
+from components.core.settings.ingest import Columns, DatasetSource, DocstringSource, IngestSettings, Source
 from components.core.stage import stage
 from components.data import tables
 from components.data.records import Record, make_record, write_records
+from components.data.tables import Rejection
 from components.data_sources import shapes
 from components.data_sources.file_manifest import listed_files
 from components.data_sources.item import Item, Items
+from components.data_sources.shapes import BadRecordError
 from components.provenance.statements import statement_of
 
+DETAIL_LENGTH = 300  # characters of a rejection's detail that are kept
 
-@dataclass
+
+@dataclass(frozen=True, slots=True)
+class SourceCounts:
+    """Numbers of values of one source: read = kept + rejected + over_cap."""
+
+    read: int
+    kept: int
+    rejected: int
+    over_cap: int
+
+
+@dataclass(frozen=True, slots=True)
+class IngestSummary:
+    """What metrics/ingest.json holds: the number of records, and the counts of each source by its name."""
+
+    records: int
+    sources: dict[str, SourceCounts]
+
+
+@dataclass(frozen=True, slots=True)
 class Ingested:
-    """Records in the order of their sources, and a row of tables.REJECTED for everything else."""
+    """The records of all sources in their order, and what was left out."""
 
-    records: list[Record] = field(default_factory=list)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # source -> read, kept, rejected, over_cap
+    records: list[Record]
+    rejected: list[Rejection]
+    counts: dict[str, SourceCounts]
+
+    def summary(self) -> IngestSummary:
+        return IngestSummary(len(self.records), self.counts)
 
 
 def ingest(settings: IngestSettings, manifests: Path) -> Ingested:
-    """Read all sources. Raises UserError when a source cannot be read, holds too much that is bad, or all are empty."""
-    result = Ingested()
+    """Read all sources; `manifests` is the folder with the manifest NAME.json of each local source.
+
+    Raises UserError when a source cannot be read, when too large a share of a source is rejected, and when no source
+    has a record.
+    """
+    result = Ingested([], [], {})
     for name, source in settings.sources.items():
         records, rejected = read_source(name, source, manifests, settings.max_characters)
-        read = len(records) + len(rejected)
-        _refuse_too_many(name, rejected, read, settings.max_rejected_share)
-        kept, over = _cap(records, source.cap)
-        result.records += kept
-        result.rejected += rejected + over
-        result.counts[name] = {"read": read, "kept": len(kept), "rejected": len(rejected), "over_cap": len(over)}
+        count = len(records) + len(rejected)
+        _check_rejected_share(name, rejected, count, settings.max_rejected_share)
+        kept, over_cap = _apply_cap(records, source.cap)
+        result.records.extend(kept)
+        result.rejected.extend([*rejected, *over_cap])
+        result.counts[name] = SourceCounts(count, len(kept), len(rejected), len(over_cap))
     if not result.records:
         raise UserError(
             f"{PARAMS}: ingest: no source holds a record ({', '.join(settings.sources)}); "
@@ -57,32 +87,37 @@ def ingest(settings: IngestSettings, manifests: Path) -> Ingested:
 
 
 def read_source(
-    name: str, source: DocstringSource | DatasetSource | FileSource, manifests: Path, max_characters: int
-) -> tuple[list[Record], list[dict[str, Any]]]:
-    """The records of one source in its order, and the rows of tables.REJECTED for what makes none."""
+    name: str, source: Source, manifests: Path, max_characters: int
+) -> tuple[list[Record], list[Rejection]]:
+    """The records of one source in its order, and a rejection for every value that makes none.
+
+    Raises UserError for a file in which no value has a known shape, and for a column of the source's `columns` that
+    occurs in no value.
+    """
     records: list[Record] = []
-    rejected: list[dict[str, Any]] = []
+    rejected: list[Rejection] = []
     columns = None if isinstance(source, DocstringSource) else source.columns
-    never_seen = {key for key in (columns.input, columns.system) if key} if columns else set()
+    unseen = {key for key in (columns.input, columns.system) if key} if columns else set()
     for part in _parts(name, source, manifests):
-        before, unknown = len(records), None
+        records_before, unknown_shape = len(records), None
         for item in part:
-            never_seen -= set(item.value) if never_seen and isinstance(item.value, dict) else set()
+            if unseen and isinstance(item.value, dict):
+                unseen.difference_update(item.value)
             try:
                 records.append(_convert(name, item, columns, max_characters))
-            except shapes.BadRecordError as bad:
-                rejected.append(_rejection(name, item.where, bad.record, bad.reason, bad.detail))
+            except BadRecordError as bad:
+                rejected.append(_rejection(name, item.where, bad))
                 if bad.reason == "unknown_shape":
-                    unknown = unknown or f"{item.where}: {bad.detail}"
-        if unknown and len(records) == before:  # not a record or two, but the whole file
-            raise UserError(unknown)
-    if records and never_seen:
-        raise UserError(f"source {name}: no record has a column {min(never_seen)!r}, which the source's columns name")
+                    unknown_shape = unknown_shape or f"{item.where}: {bad.detail}"
+        if unknown_shape and len(records) == records_before:  # not single values, but the whole file
+            raise UserError(unknown_shape)
+    if records and unseen:
+        raise UserError(f"source {name}: no record has the column {min(unseen)!r}, which the source's columns name")
     return records, rejected
 
 
-def _parts(name: str, source: DocstringSource | DatasetSource | FileSource, manifests: Path) -> list[Items]:
-    """The files of a source, or the source itself where it is one whole; each has its own shape."""
+def _parts(name: str, source: Source, manifests: Path) -> list[Items]:
+    """The parts of a source that may differ in shape: its files, or a source of another kind as a whole."""
     if isinstance(source, DocstringSource):
         from components.data_sources.docstrings import read_docstrings
 
@@ -97,70 +132,76 @@ def _parts(name: str, source: DocstringSource | DatasetSource | FileSource, mani
 
 
 def _convert(name: str, item: Item, columns: Columns | None, max_characters: int) -> Record:
-    """Raises BadRecordError; an unknown shape says which keys were found and which are known."""
+    """The record of an item of the source `name`. Raises BadRecordError."""
     if item.reason:
-        raise shapes.BadRecordError(item.reason, item.detail)
+        raise BadRecordError(item.reason, item.detail)
     if not isinstance(item.value, dict):
-        raise shapes.BadRecordError("not_an_object", f"a {type(item.value).__name__}")
-    if columns is not None:
-        missing = [key for key in (columns.prompt, columns.response) if key not in item.value]
-        if missing:
-            raise shapes.BadRecordError(
-                "unknown_shape", f"no column {missing[0]!r}; there are {', '.join(map(repr, item.value))}"
-            )
-        messages = shapes.from_columns(item.value, columns)
-    else:
-        convert = shapes.recognize(item.value)
-        if convert is None:
-            raise shapes.BadRecordError(
-                "unknown_shape",
-                f"keys {', '.join(map(repr, list(item.value)[:8]))}; known are instruction/input/output, "
-                "instruction/context/response, conversations and messages; "
-                f"for anything else name the columns: {PARAMS}: the source's columns",
-            )
-        messages = convert(item.value)
-    kept, cut = shapes.finish(messages)
-    record = make_record(name, kept, {"where": item.where, **({"cut_messages": cut} if cut else {})})
-    length = sum(len(message.content) for message in kept)
+        raise BadRecordError("not_an_object", f"a {type(item.value).__name__}")
+    messages, cut = shapes.finish(_messages(item.value, columns))
+    record = make_record(name, messages, {"where": item.where, **({"cut_messages": cut} if cut else {})})
+    length = sum(len(message.content) for message in messages)
     if length > max_characters:
-        raise shapes.BadRecordError("too_long", f"{length} characters, more than ingest.max_characters", record.id)
+        raise BadRecordError("too_long", f"{length} characters, more than ingest.max_characters", record.id)
     return record
 
 
-def _rejection(
-    source: str, where: str, id_: str | None, reason: str, detail: str, *, bad: bool = True
-) -> dict[str, Any]:
-    return {"source": source, "where": where, "id": id_, "reason": reason, "detail": detail[:300], "bad": bad}
+def _messages(value: dict[str, Any], columns: Columns | None) -> shapes.Messages:
+    """The conversation of a value. Raises BadRecordError, which for an unknown shape names the value's keys."""
+    if columns is not None:
+        missing = [key for key in (columns.prompt, columns.response) if key not in value]
+        if missing:
+            raise BadRecordError("unknown_shape", f"no column {missing[0]!r}; there are {', '.join(map(repr, value))}")
+        return shapes.from_columns(value, columns)
+    convert = shapes.recognize(value)
+    if convert is None:
+        raise BadRecordError(
+            "unknown_shape",
+            f"keys {', '.join(map(repr, list(value)[:8]))}; known are instruction/input/output, "
+            "instruction/context/response, conversations and messages; "
+            f"for anything else name the columns: {PARAMS}: the source's columns",
+        )
+    return convert(value)
 
 
-def _refuse_too_many(name: str, rejected: list[dict[str, Any]], read: int, limit: float) -> None:
-    if not rejected or len(rejected) <= limit * read:
+def _rejection(source: str, where: str, bad: BadRecordError) -> Rejection:
+    return Rejection(source, where, bad.record_id, bad.reason, bad.detail[:DETAIL_LENGTH], bad=True)
+
+
+def _check_rejected_share(name: str, rejected: list[Rejection], count: int, limit: float) -> None:
+    """Raises UserError when more than the share `limit` of the `count` values of a source is rejected."""
+    if not rejected or len(rejected) <= limit * count:
         return
-    reasons = ", ".join(
-        f"{count} {reason}" for reason, count in Counter(row["reason"] for row in rejected).most_common()
-    )
+    by_reason = Counter(row.reason for row in rejected).most_common()
+    reasons = ", ".join(f"{number} {reason}" for reason, number in by_reason)
     first = rejected[0]
     raise UserError(
-        f"source {name}: {len(rejected)} of {read} records cannot be used ({reasons}), "
-        f"more than ingest.max_rejected_share {limit}; first: {first['where']}: {first['reason']}: {first['detail']}"
+        f"source {name}: {len(rejected)} of {count} records cannot be used ({reasons}), "
+        f"more than ingest.max_rejected_share {limit}; first: {first.where}: {first.reason}: {first.detail}"
     )
 
 
-def _cap(records: list[Record], cap: int | None) -> tuple[list[Record], list[dict[str, Any]]]:
-    """At most `cap` records, those of the smallest ids: ids are hashes, so this is a sample that new data hardly move.
+def _apply_cap(records: list[Record], cap: int | None) -> tuple[list[Record], list[Rejection]]:
+    """At most `cap` of the records, in their order, and a rejection for each of the others.
 
-    A conversation that occurs twice counts twice, as it does without a cap.
+    The records with the smallest ids are kept. Ids are hashes, so this is a sample that new data hardly change. A
+    conversation that occurs twice counts twice, as it does without a cap.
     """
     if cap is None or len(records) <= cap:
         return records, []
-    smallest = sorted(range(len(records)), key=lambda index: (records[index].id, index))[:cap]
-    chosen = set(smallest)
-    over = [
-        _rejection(record.source, record.meta["where"], record.id, "over_cap", f"cap is {cap}", bad=False)
+    kept = set(sorted(range(len(records)), key=lambda index: (records[index].id, index))[:cap])
+    over_cap = [
+        Rejection(record.source, record.meta["where"], record.id, "over_cap", f"cap is {cap}", bad=False)
         for index, record in enumerate(records)
-        if index not in chosen
+        if index not in kept
     ]
-    return [record for index, record in enumerate(records) if index in chosen], over
+    return [records[index] for index in sorted(kept)], over_cap
+
+
+def _remove_other_manifests(folder: Path, sources: Collection[str]) -> None:
+    """Delete the manifests of sources that params.yaml no longer names: a fresh clone would not have them."""
+    for manifest in folder.glob("*.json"):
+        if manifest.stem not in sources:
+            manifest.unlink()
 
 
 def main() -> None:
@@ -173,14 +214,12 @@ def main() -> None:
     with stage("ingest", hub=True) as running, statement_of(running.name):
         settings = load_settings().ingest
         result = ingest(settings, options.manifests)
-        for manifest in options.manifests.glob("*.json"):
-            if manifest.stem not in settings.files:  # of a source that is gone: a fresh clone would not have it
-                manifest.unlink()
+        _remove_other_manifests(options.manifests, settings.files)
         write_records(options.records, result.records)
-        tables.write(options.rejected, pa.Table.from_pylist(result.rejected, schema=tables.REJECTED), tables.REJECTED)
-        write_json(options.metrics, {"records": len(result.records), "sources": result.counts})
+        tables.write_rows(options.rejected, result.rejected, tables.REJECTED)
+        write_json(options.metrics, asdict(result.summary()))
         for name, counts in result.counts.items():
-            print(f"ingest: {name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+            print(f"ingest: {name}: " + ", ".join(f"{number:,} {what}" for what, number in asdict(counts).items()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Stage `manifest@SOURCE`: lists the files of a local source with their digests, so that DVC notices every change.
 
-DVC cannot take a list of paths from params.yaml, but it can make a stage for each source: this stage depends on the
-source's path, and `ingest` on the manifest that it writes.
+DVC cannot read a list of dependencies from params.yaml, but it can unroll one stage per source: each of these stages
+depends on the path of its source, and `ingest` depends on the manifests that they write.
 
     python -m components.manifest --source incoming --manifest data/sources/incoming.json
 """

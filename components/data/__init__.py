@@ -1,1 +1,1 @@
-"""What a record is, and the Parquet tables that stages hand to each other."""
+"""Records, and the Parquet tables in which stages pass them on."""

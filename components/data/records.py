@@ -1,7 +1,7 @@
-"""Records: conversations whose last message is the response, and the Parquet files that hold them.
+"""Records, conversations that end with the assistant's response, and the Parquet files that hold them.
 
-The id of a record is the first 32 hex characters of the SHA-256 of the canonical JSON of its NFC-normalized
-messages: the same conversation has the same id wherever it came from.
+The id of a record is the first 32 hex digits of the SHA-256 of the canonical JSON of its NFC-normalized messages:
+the same conversation has the same id, whatever its source.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A conversation. `meta` holds JSON values that say where it came from; it is no part of the id."""
+    """A conversation. `meta` holds JSON values about its origin, which do not enter the id."""
 
     id: str
     source: str
@@ -43,12 +43,12 @@ class Record:
 
     @property
     def prompt(self) -> str:
-        """Everything before the response, one message a paragraph, for people and for comparing texts."""
+        """All messages before the response, one paragraph each: for readers and for the comparison of texts."""
         return "\n\n".join(message.content for message in self.messages[:-1])
 
 
 def content_id(messages: Iterable[Message]) -> str:
-    """32 hex characters; see the head of this file."""
+    """The id of a conversation: 32 hex digits, defined at the top of this module."""
     canonical = [
         {"content": unicodedata.normalize("NFC", message.content), "role": message.role} for message in messages
     ]
@@ -57,11 +57,13 @@ def content_id(messages: Iterable[Message]) -> str:
 
 
 def make_record(source: str, messages: Iterable[Message], meta: dict[str, Any] | None = None) -> Record:
+    """The record of a conversation, with the id that its messages have."""
     messages = tuple(messages)
     return Record(content_id(messages), source, messages, meta or {})
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
+    """tables.RECORDS of the records, in their order."""
     rows = [
         {
             "id": record.id,
@@ -75,21 +77,24 @@ def to_table(records: Iterable[Record]) -> pa.Table:
 
 
 def from_rows(rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
+    """The records of the rows of a tables.RECORDS table, in the form that `to_pylist` gives them."""
     for row in rows:
         messages = tuple(Message(message["role"], message["content"]) for message in row["messages"])
         yield Record(row["id"], row["source"], messages, json.loads(row["meta"]))
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write the records to a Parquet file, in their order."""
     tables.write(path, to_table(records), tables.RECORDS)
 
 
 def read_records(path: Path) -> list[Record]:
+    """All records of a file. Raises UserError when the file is missing or not such a table."""
     return list(from_rows(tables.read(path, tables.RECORDS).to_pylist()))
 
 
 def iterate_records(path: Path, batch_size: int = 4096) -> Iterator[Record]:
-    """The records of a file one after the other; memory does not grow with the file."""
+    """Yield the records of a file, `batch_size` of them in memory at a time."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size):
             yield from from_rows(batch.to_pylist())

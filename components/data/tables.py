@@ -1,10 +1,12 @@
-"""The Arrow schema of every table that a stage writes, and the Parquet files that hold them.
+"""The Arrow schema of every table that a stage writes, and how its Parquet file is written and read.
 
-Nothing in a table is a clock time, a host name or an absolute path: the same input gives the same bytes.
+No table holds a clock time, a host name or an absolute path: the same input gives the same bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,45 +20,68 @@ RECORDS = pa.schema(
         ("id", pa.string()),
         ("source", pa.string()),
         ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("meta", pa.string()),  # JSON object: where the record came from (file, line, qualified name, ...)
+        ("meta", pa.string()),  # JSON object: where the record came from, how many messages were cut off
     ]
 )
 
 
-REJECTED = pa.schema(  # what a source held and the pool does not
+REJECTED = pa.schema(  # the values of a source that are not in data/raw.parquet
     [
         ("source", pa.string()),
-        ("where", pa.string()),  # file and line or row, as a person would look it up
-        ("id", pa.string()),  # null where the record could not be read
-        ("reason", pa.string()),  # a word: unreadable, no_response, not_text, no_prompt, too_long, over_cap, ...
+        ("where", pa.string()),  # file and line, record or row
+        ("id", pa.string()),  # null where the value made no record
+        ("reason", pa.string()),  # one word, such as broken_json, no_response, too_long: docs/data.md lists them
         ("detail", pa.string()),
-        ("bad", pa.bool_()),  # counts toward ingest.max_rejected_share; a record over a cap is not bad
+        ("bad", pa.bool_()),  # counts toward ingest.max_rejected_share; false for a record over a cap
     ]
 )
 
 
-DUPLICATES = pa.schema(
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A row of REJECTED."""
+
+    source: str
+    where: str
+    id: str | None
+    reason: str
+    detail: str
+    bad: bool
+
+
+DUPLICATES = pa.schema(  # the records of data/raw.parquet that are neither in the pool nor in the holdout
     [
-        ("id", pa.string()),  # removed
+        ("id", pa.string()),
         ("source", pa.string()),
-        ("kept_id", pa.string()),  # in favour of; null for kind over_cap
+        ("kept_id", pa.string()),  # the record that is kept instead; null for kind over_cap
         ("kind", pa.string()),  # same_record, same_response, near, near_holdout, over_cap
-        ("similarity", pa.float64()),  # Jaccard over word n-grams; 1.0 for the exact kinds
+        ("similarity", pa.float64()),  # Jaccard similarity of word n-grams; 1.0 for same_record and same_response
     ]
 )
 
 
-CANDIDATES = pa.schema([("id", pa.string())])  # what the next iteration scores, in ranking order
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A row of DUPLICATES."""
+
+    id: str
+    source: str
+    kept_id: str | None
+    kind: str
+    similarity: float | None
+
+
+CANDIDATES = pa.schema([("id", pa.string())])  # the records that the next iteration scores, in ranking order
 
 
 SCORES = pa.schema(
     [
         ("id", pa.string()),
-        ("response_tokens", pa.int32()),  # scored positions, end-of-turn included
+        ("response_tokens", pa.int32()),  # scored positions, end-of-turn tokens included
         ("nll_conditional", pa.float64()),  # nats per token
-        ("nll_unconditional", pa.float64()),
+        ("nll_unconditional", pa.float64()),  # nats per token
         ("complexity", pa.float64()),
-        ("reason", pa.string()),  # null, or why the record is unscorable
+        ("reason", pa.string()),  # why the record is unscorable; null for a scored record
     ]
 )
 
@@ -64,12 +89,12 @@ SCORES = pa.schema(
 SELECTION = pa.schema(
     [
         ("id", pa.string()),
-        ("rank", pa.int32()),  # pick order from 1; null when not selected
+        ("rank", pa.int32()),  # order of the picks, from 1; null when not selected
         ("complexity", pa.float64()),
         ("diversity", pa.float64()),  # at the time of the pick; null when not selected
         ("score", pa.float64()),
         ("status", pa.string()),  # selected, eligible, not_eligible, misaligned, unscorable, not_a_candidate
-        ("reason", pa.string()),
+        ("reason", pa.string()),  # why the record has this status
     ]
 )
 
@@ -86,15 +111,22 @@ STEPS = pa.schema(  # one row per optimizer step
 
 
 def write(path: Path, table: pa.Table, schema: pa.Schema) -> None:
+    """Write the columns of the schema to a Parquet file, cast to the schema's types."""
     with atomic_write(path) as temporary:
         pq.write_table(table.select(schema.names).cast(schema), temporary, compression="zstd")
 
 
+def write_rows(path: Path, rows: Sequence[Rejection] | Sequence[Removal], schema: pa.Schema) -> None:
+    """Write one row for each dataclass, whose fields are the columns of the schema."""
+    columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
+    write(path, pa.table(columns, schema=schema), schema)
+
+
 def read(path: Path, schema: pa.Schema) -> pa.Table:
-    """Raises UserError when the file is not there or is not such a table."""
+    """The columns of the schema. Raises UserError when the file is missing or not such a table."""
     require_file(path)
     try:
-        # not pq.read_table: it imports pyarrow.dataset, and that pandas, for 1 s
+        # pq.read_table would import pyarrow.dataset, which imports pandas
         with pq.ParquetFile(path) as file:
             return file.read().select(schema.names).cast(schema)
     except (pa.ArrowInvalid, KeyError, OSError) as error:

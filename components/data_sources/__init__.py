@@ -1,1 +1,1 @@
-"""Where records come from: docstrings, files, datasets of a hub, and the shapes that they have there."""
+"""Sources of records: docstrings, files and hub datasets, and the record shapes that occur in them."""

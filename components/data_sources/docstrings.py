@@ -1,7 +1,7 @@
-"""Documentation strings of the running Python's standard library: real data that every machine has.
+"""Docstrings of the standard library of the running Python: real data that every machine has.
 
-The source files are parsed, never imported: modules of the standard library may have side effects, and some are not
-there on every platform. The same Python version gives the same items in the same order.
+The source files are parsed and never imported, because some modules have side effects on import and some do not exist
+on every platform. The same Python version gives the same items in the same order.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from components.data_sources.item import Item, Items
 
-# tests and their data, generated tables, and what is installed beside the standard library
-LEFT_OUT = {
+# tests and their data, generated tables, applications, and packages installed beside the standard library
+EXCLUDED = {
     "test",
     "tests",
     "idle_test",
@@ -32,33 +32,40 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def read_docstrings(library: Path | None = None) -> Items:
-    """Yield one Alpaca-shaped value for each public function, class and method that has a docstring."""
+    """Yield a value of Alpaca's shape for every public function, class and method that has a docstring.
+
+    `library`: the folder to read instead of the running Python's standard library.
+    """
     library = library or Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py"), key=lambda file: file.relative_to(library).parts):
         parts = path.relative_to(library).with_suffix("").parts
-        if LEFT_OUT & set(parts) or not all(_is_public(part) for part in parts):
-            continue
-        module = ".".join(part for part in parts if part != "__init__")
-        tree = ast.parse(path.read_bytes())
-        for qualified_name, definition in _public_definitions(tree, module):
-            documentation = ast.get_docstring(definition)  # without the indentation
-            if documentation:
-                yield Item(
-                    f"{qualified_name} ({Path(*parts).as_posix()}.py line {definition.lineno})",
-                    {
-                        "instruction": f"Write the docstring of this Python {_kind(definition)}.",
-                        "input": _signature(definition, qualified_name),
-                        "output": documentation,
-                    },
-                )
+        if EXCLUDED.isdisjoint(parts) and all(_is_public(part) for part in parts):
+            yield from _read_module(path, parts)
+
+
+def _read_module(path: Path, parts: tuple[str, ...]) -> Items:
+    """Yield the docstrings of a module's file; `parts` is its path in the library, without the ending."""
+    module = ".".join(part for part in parts if part != "__init__")
+    for qualified_name, definition in _public_definitions(ast.parse(path.read_bytes()), module):
+        docstring = ast.get_docstring(definition)  # without its indentation
+        if docstring:
+            yield Item(
+                f"{qualified_name} ({Path(*parts).as_posix()}.py line {definition.lineno})",
+                {
+                    "instruction": f"Write the docstring of this Python {_kind(definition)}.",
+                    "input": _signature(definition, qualified_name),
+                    "output": docstring,
+                },
+            )
 
 
 def _is_public(part: str) -> bool:
-    """Whether a part of a path belongs to a module's public name (config-3.11-x86_64-linux-gnu does not)."""
+    """Whether a public module's name can contain this part of a path (config-3.11-x86_64-linux-gnu is none)."""
     return part == "__init__" or (part.isidentifier() and not part.startswith("_"))
 
 
 def _public_definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:
+    """Yield the qualified name and the syntax tree of each definition, in the order of the file."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Definition):
             name = f"{prefix}.{child.name}"
@@ -80,5 +87,5 @@ def _signature(definition: Definition, qualified_name: str) -> str:
         bases = ", ".join(ast.unparse(base) for base in definition.bases)
         return f"class {qualified_name}({bases}):" if bases else f"class {qualified_name}:"
     returns = f" -> {ast.unparse(definition.returns)}" if definition.returns else ""
-    prefix = "async def" if isinstance(definition, ast.AsyncFunctionDef) else "def"
-    return f"{prefix} {qualified_name}({ast.unparse(definition.args)}){returns}:"
+    keyword = "async def" if isinstance(definition, ast.AsyncFunctionDef) else "def"
+    return f"{keyword} {qualified_name}({ast.unparse(definition.args)}){returns}:"

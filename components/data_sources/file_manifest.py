@@ -1,4 +1,7 @@
-"""The files of a local source: path, size and SHA-256 of each, and which file formats are read."""
+"""Manifests of local sources: path, size and SHA-256 of every file that ingest reads.
+
+Also the list of the file formats that components/data_sources/files.py reads.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ COMPRESSIONS = (".gz", ".zst")
 
 @dataclass(frozen=True, slots=True)
 class ListedFile:
-    """A file of a source as it was when the source was listed."""
+    """A file of a source, as it was when the source was listed."""
 
     path: str
     bytes: int
@@ -26,60 +29,70 @@ class ListedFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The files of a source by path, and the paths of those that are left out."""
+    """The files of a source in the order of their paths, and the paths of the files whose format is unknown."""
 
     files: list[ListedFile]
     ignored: list[str]
 
 
 def list_files(name: str, source: FileSource) -> Manifest:
-    """The manifest of the source `name`. In a folder, hidden files are left out, and files of unknown format ignored.
+    """The manifest of the source `name`. Hidden files of a folder are in neither list.
 
-    Raises UserError for a path that does not exist, a file that cannot be read, and a file of unknown format that is
-    named directly.
+    Raises UserError for a path that does not exist, a pattern that is no glob below the folder, a file that cannot be
+    read, and a path to a single file of unknown format.
     """
-    key, path = f"{PARAMS}: ingest.files.{name}.path", Path(source.path)
-    if path.is_file():
-        if not is_readable_format(path):
-            raise UserError(f"{key}: {path}: unknown ending; expected {', '.join(FORMATS)}, also with .gz or .zst")
-        return Manifest([_list_file(path)], [])
-    if not path.is_dir():
-        raise UserError(f"{key}: {path}: no such file or folder")
-    pattern = Path(source.pattern)
-    if not pattern.parts or pattern.is_absolute() or ".." in pattern.parts:
-        raise UserError(f"{PARAMS}: ingest.files.{name}.pattern: {source.pattern!r} is no glob below {path}")
-    try:
-        files = sorted(file for file in path.glob(source.pattern) if file.is_file() and not _is_hidden(file, path))
-    except ValueError as error:  # such as **x
-        raise UserError(f"{PARAMS}: ingest.files.{name}.pattern: {source.pattern!r}: {error}") from error
+    path = Path(source.path)
+    if path.is_dir():
+        files = _matching_files(name, path, source.pattern)
+    elif not path.is_file():
+        raise UserError(f"{PARAMS}: ingest.files.{name}.path: {path}: no such file or folder")
+    elif is_readable_format(path):
+        files = [path]
+    else:
+        raise UserError(
+            f"{PARAMS}: ingest.files.{name}.path: {path}: unknown extension; "
+            f"expected {', '.join(FORMATS)}, each also with .gz or .zst"
+        )
     return Manifest(
-        [_list_file(file) for file in files if is_readable_format(file)],
+        [_describe(file) for file in files if is_readable_format(file)],
         [file.as_posix() for file in files if not is_readable_format(file)],
     )
 
 
 def is_readable_format(path: Path) -> bool:
-    """Whether `read_file` reads files with this ending."""
+    """Whether `read_file` can read files with this extension."""
     return format_of(path) in FORMATS
 
 
 def format_of(path: Path) -> str:
-    """The ending that tells the format, without that of a compression: `.jsonl` of `x.jsonl.gz`."""
+    """The extension that names the format, in lower case and without that of a compression: .jsonl for x.jsonl.gz."""
     uncompressed = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
     return uncompressed.suffix.lower()
+
+
+def _matching_files(name: str, folder: Path, pattern: str) -> list[Path]:
+    """The files of the folder that match the pattern and are not hidden, sorted. Raises UserError for a bad pattern."""
+    key, parts = f"{PARAMS}: ingest.files.{name}.pattern: {pattern!r}", Path(pattern)
+    if not parts.parts or parts.is_absolute() or ".." in parts.parts:
+        raise UserError(f"{key} is no glob below {folder}")
+    try:
+        return sorted(file for file in folder.glob(pattern) if file.is_file() and not _is_hidden(file, folder))
+    except ValueError as error:  # such as **x
+        raise UserError(f"{key}: {error}") from error
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def _list_file(path: Path) -> ListedFile:
+def _describe(path: Path) -> ListedFile:
+    """The file as it is now. Raises UserError when it cannot be read, or JSON cannot hold its name."""
     try:
         str(path).encode()
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except UnicodeEncodeError as error:
-        raise UserError(f"{str(path)!r}: the file's name is not UTF-8; rename it") from error
+        raise UserError(f"{str(path)!r}: the file name is not UTF-8; rename the file") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     return ListedFile(path.as_posix(), path.stat().st_size, digest)
@@ -91,11 +104,12 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def listed_files(manifest: Path) -> list[Path]:
-    """The files that a manifest lists. Raises UserError when one of them has changed since."""
+    """The files that a manifest lists. Raises UserError when one of them is missing or has changed since."""
     files = []
     for entry in read_json(manifest)["files"]:
-        path = Path(entry["path"])
-        if not path.is_file() or asdict(_list_file(path)) != entry:
+        listed = ListedFile(**entry)
+        path = Path(listed.path)
+        if not path.is_file() or _describe(path) != listed:
             raise UserError(f"{path}: has changed since its source was listed; run again")
         files.append(path)
     return files

@@ -1,4 +1,4 @@
-"""One module a kind of source. Each yields `Item`s: raw values and where they stood, one after the other."""
+"""`Item`: what every reader of a source yields, whatever the kind of the source."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What a source holds at one place: a raw value, or the reason why there is none."""
+    """A value of a source as it was read, or the reason why it cannot be read."""
 
-    where: str  # as a person would look it up: `data/a.jsonl line 3`, `textwrap.dedent`
+    where: str
+    """The place in words that a person can follow: `data/a.jsonl line 3`, `textwrap.dedent (textwrap.py line 405)`."""
     value: Any
-    reason: str | None = None  # set when the value could not be read
+    """Usually a JSON object; None when there is a reason."""
+    reason: str | None = None
+    """One word for the column `reason` of tables.REJECTED."""
     detail: str = ""
 
 

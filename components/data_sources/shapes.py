@@ -1,13 +1,13 @@
-r"""Record shapes: how the raw values of a source become conversations.
+r"""Record shapes: converts the raw values of a source to conversations.
 
     shape      keys                                    prompt
-    Alpaca     instruction, input, output              instruction, and "\nInput: " + input where there is one
+    Alpaca     instruction, input, output              instruction, then "\nInput: " + input unless the input is blank
     Dolly      instruction, context, response          the same with context
     ShareGPT   conversations: [{from, value}, ...]     the turns before the last response
     OpenAI     messages: [{role, content}, ...]        the turns before the last response
-    columns    as ingest names them                    the prompt column, and the input column as above
+    columns    named in the source's `columns`         the prompt column, and the input column as in Alpaca
 
-The last message is the assistant's: what a user says after it is cut off, and noted in the record's meta.
+A conversation ends with the last message of the assistant; user messages after it are cut off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from components.data.records import ROLES, Message
 Messages = list[Message]
 
 
-# names that ShareGPT and OpenAI exports use for the three roles
+# names of the three roles in ShareGPT and OpenAI exports
 SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -38,17 +38,21 @@ SPEAKERS = {
 
 
 class BadRecordError(ValueError):
-    """Why a value makes no record: a word for the table, what was found, and the id that a refused conversation has."""
+    """The reason why a value makes no record.
 
-    def __init__(self, reason: str, detail: str, record: str | None = None) -> None:
+    `reason` and `detail` are those of tables.REJECTED. `record_id` is set where the value is a conversation that
+    breaks a limit.
+    """
+
+    def __init__(self, reason: str, detail: str, record_id: str | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
-        self.record = record
+        self.record_id = record_id
 
 
 def recognize(value: dict[str, Any]) -> Callable[[dict[str, Any]], Messages] | None:
-    """The conversion for a value of a known shape, by its keys; None for an unknown one."""
+    """The conversion for the shape that the keys of the value indicate; None for an unknown shape."""
     keys = set(value)
     if "messages" in keys:
         return _from_messages
@@ -62,22 +66,23 @@ def recognize(value: dict[str, Any]) -> Callable[[dict[str, Any]], Messages] | N
 
 
 def from_columns(row: dict[str, Any], columns: Columns) -> Messages:
+    """The conversation in the named columns of a row. Raises BadRecordError: not_text."""
     prompt = _text(row.get(columns.prompt), columns.prompt)
-    further = _text(row.get(columns.input), columns.input) if columns.input else ""
+    input_text = _text(row.get(columns.input), columns.input) if columns.input else ""
     messages = []
     if columns.system and row.get(columns.system):
         messages.append(Message("system", _text(row[columns.system], columns.system)))
-    messages.append(Message("user", f"{prompt}\nInput: {further}" if further.strip() else prompt))
+    messages.append(Message("user", f"{prompt}\nInput: {input_text}" if input_text.strip() else prompt))
     messages.append(Message("assistant", _text(row.get(columns.response), columns.response)))
     return messages
 
 
 def finish(messages: Messages) -> tuple[Messages, int]:
-    """The conversation up to its last response, and how many messages were cut off behind it.
+    """The conversation up to its last response, and the number of messages that followed and are cut off.
 
     Raises BadRecordError: no_response, no_prompt.
     """
-    responses = [number for number, message in enumerate(messages) if message.role == "assistant"]
+    responses = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if not responses or not messages[responses[-1]].content.strip():
         raise BadRecordError("no_response", "the last response is empty" if responses else "no assistant message")
     kept = messages[: responses[-1] + 1]
@@ -101,19 +106,23 @@ def _turns(value: Any, key: str) -> list[dict[str, Any]]:
     return value
 
 
-def _message(turn: dict[str, Any], who: str, what: str) -> Message:
-    role = SPEAKERS.get(str(turn.get(who)).lower())
+def _message(turn: dict[str, Any], speaker_key: str, text_key: str) -> Message:
+    speaker = turn.get(speaker_key)
+    role = SPEAKERS.get(str(speaker).lower())
     if role not in ROLES:
-        raise BadRecordError("unknown_shape", f"{who} {turn.get(who)!r:.40} is none of {', '.join(SPEAKERS)}")
-    return Message(role, _text(turn.get(what), what))
+        raise BadRecordError("unknown_shape", f"{speaker_key} {speaker!r:.40} is none of {', '.join(SPEAKERS)}")
+    return Message(role, _text(turn.get(text_key), text_key))
 
 
 def _text(value: Any, key: str) -> str:
-    """The text of a value: itself, empty for nothing, or the parts of OpenAI's list of text parts."""
+    """The text of a value: a string itself, the joined parts of OpenAI's list of text parts, "" for null.
+
+    Raises BadRecordError: not_text.
+    """
     if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-        parts = [part["text"] for part in value if part.get("text") is not None]  # a null is nothing, not "None"
+        parts = [part["text"] for part in value if part.get("text") is not None]
         value = "".join(parts) if all(isinstance(part, str) for part in parts) else parts
     if not isinstance(value, str):
         raise BadRecordError("not_text", f"{key} is {type(value).__name__}")

@@ -59,7 +59,7 @@ def test_the_default_parameters_are_valid() -> None:
         ),
         (
             lambda p: p["ingest"]["files"].update(stdlib={"path": "x"}),
-            "params.yaml: ingest: source name 'stdlib' is used twice; every source needs a name of its own",
+            "params.yaml: ingest: source name 'stdlib' is used twice; source names must be unique",
         ),
         (
             lambda p: p["ingest"]["files"].update({"a b": {"path": "x"}}),

@@ -9,7 +9,7 @@ from components.core.settings.block import Block, PositiveInt, Share
 
 class DedupeSettings(Block):
     same_response: bool = True
-    """Remove a record whose response another record has, whatever the prompts."""
+    """Remove records with the same response as another record, whatever their prompts."""
     near: bool = True
     """Remove near duplicates."""
     ngram: PositiveInt = 3
@@ -17,12 +17,12 @@ class DedupeSettings(Block):
     threshold: float = Field(default=0.8, gt=0, le=1)
     """Jaccard similarity of word n-grams from which two records are near duplicates."""
     permutations: PositiveInt = 128
-    """MinHash length."""
+    """Number of hash functions of MinHash, which finds candidates for near duplicates."""
     max_removed_share: Share = 0.9
     """The stage fails when more than this share of the records is removed as duplicates."""
     holdout_share: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the records that is never trained on; chosen by content id."""
+    """Share of the records that is held out from training, chosen by content id."""
     max_holdout: PositiveInt | None = None
-    """At most so many holdout records."""
+    """Maximum number of holdout records."""
     max_records: PositiveInt | None = None
-    """At most so many pool records; sources share it by their weights."""
+    """Maximum number of pool records; the sources share it by their weights."""

@@ -10,37 +10,37 @@ from components.core.settings.block import NAME, Block, PositiveInt, Share
 
 
 class Limits(Block):
-    """What every kind of source has."""
+    """Keys that every kind of source has."""
 
     cap: PositiveInt | None = None
-    """At most so many records of this source, sampled by content id."""
+    """Maximum number of records of this source; above it, a sample by content id is kept."""
     weight: float = Field(default=1.0, gt=0)
-    """Relative share of the pool where dedupe.max_records leaves records out."""
+    """Relative share of the pool, where dedupe.max_records limits it."""
 
 
 class Columns(Block):
-    """A column mapping, for shapes that are not recognized."""
+    """Names of columns, for shapes that are not recognized."""
 
     prompt: str
     """Column that holds the user's message."""
     response: str
-    """Column that holds the assistant's answer."""
+    """Column that holds the assistant's response."""
     input: str | None = None
-    """Column that is appended to the prompt as Alpaca's input is."""
+    """Column that is appended to the prompt, like the input of Alpaca."""
     system: str | None = None
     """Column that holds the system message."""
 
 
 class FileSource(Limits):
     path: str
-    """A file or a folder (JSON, JSONL, CSV, Parquet; also .gz and .zst). DVC watches it."""
+    """A file or a folder (JSON, JSONL, CSV, Parquet, Arrow; each also with .gz or .zst). DVC notices every change."""
     pattern: str = "**/*"
-    """Glob below a folder."""
+    """Glob of the files to read, where path is a folder."""
     columns: Columns | None = None
 
 
 class DocstringSource(Limits):
-    """Documentation strings of the running Python's standard library."""
+    """Docstrings of the standard library of the running Python."""
 
 
 class DatasetSource(Limits):
@@ -51,29 +51,33 @@ class DatasetSource(Limits):
     split: str = "train"
     """Split, or a slice of one such as `train[:1000]`."""
     revision: str | None = None
-    """Commit, tag or branch; needed for a hub dataset."""
+    """Commit, tag or branch; required for a hub dataset."""
     columns: Columns | None = None
+
+
+Source = DocstringSource | FileSource | DatasetSource
 
 
 class IngestSettings(Block):
     docstrings: dict[Annotated[str, Field(pattern=NAME)], DocstringSource] = {}
-    files: dict[Annotated[str, Field(pattern=NAME)], FileSource]  # no default: dvc.yaml makes a stage of each
+    files: dict[Annotated[str, Field(pattern=NAME)], FileSource]  # no default: dvc.yaml unrolls a stage for each
     datasets: dict[Annotated[str, Field(pattern=NAME)], DatasetSource] = {}
     max_characters: PositiveInt = 20_000
-    """A longer conversation is rejected as too_long."""
+    """Longer conversations are rejected as too_long."""
     max_rejected_share: Share = 0.1
-    """The stage fails when a larger share of what a source holds is bad."""
+    """The stage fails when a larger share of a source is rejected; records over a cap do not count."""
 
     @model_validator(mode="after")
     def names_are_unique(self) -> IngestSettings:
         names = [*self.docstrings, *self.files, *self.datasets]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"source name {twice[0]!r} is used twice; every source needs a name of its own")
+            raise ValueError(f"source name {twice[0]!r} is used twice; source names must be unique")
         if not names:
             raise ValueError("no source; name at least one under docstrings, files or datasets")
         return self
 
     @property
-    def sources(self) -> dict[str, DocstringSource | FileSource | DatasetSource]:
+    def sources(self) -> dict[str, Source]:
+        """All sources by name, in the order in which they are read."""
         return {**self.docstrings, **self.datasets, **self.files}

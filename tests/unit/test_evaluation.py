@@ -1,0 +1,85 @@
+"""Evaluation: the metrics are those of the plain definition, the samples greedy responses of the model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.core.errors import UserError
+from components.data.records import Record
+from components.evaluation.holdout import summarize
+from components.evaluation.samples import generate_samples
+from components.model.chat import encode_conditional, encode_prompts
+from components.model.load import load_model
+from components.scoring.ifd import score_records
+from tests.support.records import ask
+
+SYSTEM = "You are a helpful assistant."
+HOLDOUT = [
+    ask("Wrap a text.", "Reformat the single paragraph in text so it fits in lines of no more than width columns."),
+    ask("Say one.", "one"),
+    ask("What does it do with the white space at the beginning of each line?", "It removes it."),
+    ask("Say nothing.", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(small_model: Path) -> tuple[Any, Any]:
+    return load_model(small_model, "float32")
+
+
+def token_losses(record: Record, model: Any, tokenizer: Any) -> list[float]:
+    """-log p of each response token by the definition: one text at a time, without padding."""
+    encoded = encode_conditional([record], tokenizer, system=SYSTEM)[0]
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([encoded.ids])).logits[0].double()
+    log_p = torch.log_softmax(logits, -1)
+    return [-float(log_p[position - 1, encoded.ids[position]]) for position in range(encoded.start, len(encoded.ids))]
+
+
+def test_the_loss_is_the_mean_over_all_response_tokens_and_perplexity_its_exponential(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    scores = score_records(HOLDOUT, model, tokenizer, max_length=512, batch_tokens=4096, system=SYSTEM)
+    metrics = summarize(scores)
+    losses = [loss for record in HOLDOUT[:3] for loss in token_losses(record, model, tokenizer)]
+    assert metrics.records == 4
+    assert metrics.unscorable == 1
+    assert metrics.tokens == len(losses)
+    assert metrics.loss == pytest.approx(sum(losses) / len(losses), abs=2e-6)
+    assert metrics.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
+    complexity = scores["complexity"].drop_null().to_pylist()
+    assert metrics.mean_complexity == pytest.approx(sum(complexity) / 3, abs=1e-6)
+    assert metrics.misaligned_share == pytest.approx(sum(value >= 1 for value in complexity) / 3, abs=1e-6)
+
+
+def test_a_holdout_without_a_scorable_record_is_an_error(loaded: tuple[Any, Any]) -> None:
+    scores = score_records(HOLDOUT[3:], *loaded, max_length=512, batch_tokens=4096, system=SYSTEM)
+    with pytest.raises(UserError, match="no record of the holdout can be scored"):
+        summarize(scores)
+
+
+def test_samples_are_greedy_and_independent_of_the_others_in_the_batch(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    model.generation_config.do_sample = True  # the model's own generation configuration must have no effect
+    model.generation_config.temperature = 5.0
+    samples = generate_samples(HOLDOUT[:3], model, tokenizer, system=SYSTEM, max_length=512, sample_tokens=12)
+    assert [sample.id for sample in samples] == [record.id for record in HOLDOUT[:3]]
+    assert [sample.reference for sample in samples] == [record.response for record in HOLDOUT[:3]]
+    for record, sample in zip(HOLDOUT, samples, strict=False):
+        ids = encode_prompts([record], tokenizer, system=SYSTEM)[0]
+        start = len(ids)
+        for _ in range(12):
+            with torch.inference_mode():
+                best = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            ids = [*ids, best]
+            if best == tokenizer.eos_token_id:
+                break
+        assert sample.generated == tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+def test_without_records_no_sample_is_generated(loaded: tuple[Any, Any]) -> None:
+    assert generate_samples([], *loaded, system=SYSTEM, max_length=512, sample_tokens=12) == []

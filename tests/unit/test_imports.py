@@ -42,15 +42,12 @@ def test_importing_a_stage_imports_no_heavy_library_but_those_for_its_tables(mon
     monkeypatch.chdir(SOURCE)
     assert {f"components.{name}" for name in IMPORTS} == set(stage_modules().values())
     with ThreadPoolExecutor(2) as pool:
-        imported = dict(
-            zip(IMPORTS, pool.map(imported_by, [f"import components.{name}" for name in IMPORTS]), strict=True)
-        )
-    assert imported == IMPORTS
+        imported = pool.map(imported_by, [f"import components.{name}" for name in IMPORTS])
+    assert dict(zip(IMPORTS, imported, strict=True)) == IMPORTS
 
 
 def test_no_strategy_but_iterit_imports_numba() -> None:
-    others = sorted(name for name, module in STRATEGIES.items() if module != "iterit")
-    assert "numba" not in imported_by(
-        f"from components.strategies import load_strategy\nlist(map(load_strategy, {others}))"
-    )
-    assert "numba" in imported_by("from components.strategies import load_strategy\nload_strategy('iterit')")
+    others = [name for name, module in STRATEGIES.items() if module != "iterit"]
+    load = "from components.strategies import load_strategy\nlist(map(load_strategy, {}))"
+    assert "numba" not in imported_by(load.format(others))
+    assert "numba" in imported_by(load.format(["iterit"]))

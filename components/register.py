@@ -18,7 +18,7 @@ import argparse
 import os
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,6 +37,19 @@ from components.provenance.statements import statement_of
 from components.tracking import registry, runs, stages
 
 BLOCKS = ("experiment", "register", "gate", "iterations")  # of params.yaml, on which the stage depends in dvc.yaml
+
+
+EXPERIMENT = "DVC_EXP_NAME"  # set by `dvc exp run`: an experiment never changes what is in production
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What the stage reads and writes, by default where dvc.yaml puts it."""
+
+    models: Path = Path("models")
+    metrics: Path = Path("metrics")
+    holdout: Path = Path("data/holdout.parquet")
+    result: Path = Path("metrics/register.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,32 +99,39 @@ def register_checkpoint(
     )
 
 
-def complete_run(
-    *,
-    models: Path,
-    metrics: Path,
-    holdout: Path,
-    result: Path,
-    settings: Settings,
-    arithmetic: AbstractContextManager[object],
-) -> Registered:
-    """Record every stage in MLflow, register the checkpoint, pass it through the gate, and write `result`.
+def complete_run(places: Places, settings: Settings, arithmetic: AbstractContextManager[object]) -> Registered | None:
+    """Record every stage in MLflow, register the checkpoint, pass it through the gate, and write `places.result`.
 
-    `arithmetic` is entered while a model computes: only where the champion is evaluated again.
+    An experiment of DVC is recorded and no more: None. `arithmetic` is entered while a model computes, which is only
+    where the champion is evaluated again.
     """
     started = time.monotonic()
-    described = describe_checkpoint(settings, models, metrics)
+    described = describe_checkpoint(settings, places.models, places.metrics)
     flow_run = os.environ.get(runs.RUN_VARIABLE)
     run = runs.open_pipeline_run(flow_run) if flow_run else runs.start_pipeline_run(settings, started=dvc_start_time())
     stages.record_all(run, settings, except_for=["register"])
-    version = register_checkpoint(run, described, models, holdout)
-    candidate = Candidate(version.model, version.version, described.holdout)
-    decision = pass_gate(candidate, holdout, settings, arithmetic)
-    write_json(result, asdict(described))
-    entry, seconds = make_entry(BLOCKS, result), time.monotonic() - started  # DVC notes them down after the stage's end
+    registered = None
+    if EXPERIMENT not in os.environ:
+        registered = register_and_decide(run, described, places, settings, arithmetic)
+    write_json(places.result, asdict(described))
+    entry, seconds = make_entry(BLOCKS, places.result), time.monotonic() - started  # DVC notes them down after this
     stages.record_stage(run, "register", entry, outcome=stages.RAN, seconds=seconds)
     if not flow_run:
         runs.finish_pipeline_run(run)
+    return registered
+
+
+def register_and_decide(
+    run: runs.PipelineRun,
+    described: CheckpointDescription,
+    places: Places,
+    settings: Settings,
+    arithmetic: AbstractContextManager[object],
+) -> Registered:
+    """Make the checkpoint a registered version, unless it is one, and let the gate decide about the champion."""
+    version = register_checkpoint(run, described, places.models, places.holdout)
+    candidate = Candidate(version.model, version.version, described.holdout)
+    decision = pass_gate(candidate, places.holdout, settings, arithmetic)
     return Registered(
         model=version.model,
         checkpoint=described.checkpoint,
@@ -122,6 +142,27 @@ def complete_run(
         run_id=run.run_id,
         url=run.url,
     )
+
+
+def register_by_hand() -> Registered:
+    """Register the checkpoint that is in the workspace, as an experiment leaves it to the user."""
+    settings, places = load_settings(), Places()
+    described = describe_checkpoint(settings, places.models, places.metrics)
+    run = runs.start_pipeline_run(settings)
+    stages.record_all(run, settings)
+    registered = register_and_decide(run, described, places, settings, nullcontext())
+    runs.finish_pipeline_run(run)
+    write_registered(registered)
+    return registered
+
+
+def describe_registered(registered: Registered) -> list[str]:
+    """Two lines for a person: the version, and what the gate decided."""
+    outcome = "registered" if registered.new else "already registered, not again"
+    return [
+        f"register: {registered.model} version {registered.version}: {outcome}; alias {registered.alias}",
+        f"gate: {registered.gate.verdict}",
+    ]
 
 
 def dvc_start_time() -> float:
@@ -138,19 +179,14 @@ def main() -> None:
     for name in ("models", "metrics", "holdout", "result"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
+    places = Places(options.models, options.metrics, options.holdout, options.result)
     with stage("register") as running, statement_of(running.name):
-        registered = complete_run(
-            models=options.models,
-            metrics=options.metrics,
-            holdout=options.holdout,
-            result=options.result,
-            settings=load_settings(),
-            arithmetic=running.arithmetic,
-        )
-        write_registered(registered)
-        outcome = "registered" if registered.new else "already registered, not again"
-        print(f"register: {registered.model} version {registered.version}: {outcome}; alias {registered.alias}")
-        print(f"gate: {registered.gate.verdict}")
+        registered = complete_run(places, load_settings(), running.arithmetic)
+        if registered is None:
+            print(f"register: experiment {os.environ[EXPERIMENT]}: recorded, not registered; `iterit register` does it")
+        else:
+            write_registered(registered)
+            print(*describe_registered(registered), sep="\n")
 
 
 if __name__ == "__main__":

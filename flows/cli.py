@@ -64,6 +64,16 @@ def serve(
 
 
 @app.command()
+def register() -> None:
+    """Register the checkpoint in this folder, such as that of an applied experiment, and pass it through the gate."""
+    from components.register import describe_registered, register_by_hand
+    from flows.workspace import claim_workspace
+
+    with claim_workspace():
+        print(*describe_registered(register_by_hand()), sep="\n")
+
+
+@app.command()
 def promote(version: Annotated[str, typer.Argument(help="Number of a registered version.")]) -> None:
     """Make a registered version the champion by hand."""
     print(promote_by_hand(version))

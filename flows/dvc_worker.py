@@ -8,8 +8,9 @@ One process serves the whole run, because importing DVC for each stage would cos
     {"do": "reproduce", "stage": "score@2"}         {"came": "cached", "restored" or "ran"}
     any, when DVC or the stage failed               {"error": reason, "exit_code": the stage's, or null}
 
-An answer is a JSON line after the record separator of RFC 7464. It comes on the same stream as what DVC and the stage
-print, so a reader that has the answer has read everything printed before it.
+Answers come on a pipe of their own, whose file descriptor is the only argument: nothing that data, file names or
+settings make DVC or a stage print can be taken for an answer. Every request has a random `mark`, which is printed on
+standard output before its answer: a reader that has met the mark has read everything printed for the request.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from components.core.errors import BAD_INPUT, TRY_LATER
 from components.core.paths import seconds_file
 from components.core.process import die_with_parent, name_as_parent, relax_gc
-
-SEPARATOR = "\x1e"
 
 
 def main() -> None:
@@ -44,12 +44,22 @@ def main() -> None:
     stage_logger.addFilter(announce_stage)
     try:
         repo = Repo(os.curdir)
-    except (DvcException, SCMError) as error:  # no git repository, or a configuration that DVC cannot read
-        print(SEPARATOR + json.dumps({"error": str(error), "exit_code": BAD_INPUT}), flush=True)
+    except (DvcException, SCMError) as failure:  # no git repository, or a configuration that DVC cannot read
+        reason = str(failure)
+        _serve(lambda _: {"error": reason, "exit_code": BAD_INPUT})
         return
     with repo:
+        _serve(lambda request: answer(repo, request))
+
+
+def _serve(answer_to: Callable[[dict[str, str]], dict[str, Any]]) -> None:
+    with os.fdopen(int(sys.argv[1]), "w") as answers:
         for line in sys.stdin:
-            print(SEPARATOR + json.dumps(answer(repo, json.loads(line))), flush=True)
+            request = json.loads(line)
+            mark = request.pop("mark")
+            given = answer_to(request)
+            print(mark, flush=True)
+            print(json.dumps(given), file=answers, flush=True)
 
 
 def announce_stage(record: logging.LogRecord) -> bool:

@@ -15,7 +15,7 @@ from components.core.process import quiet_environment
 from components.tracking.client import import_mlflow
 from flows.parameters import set_parameters
 from flows.server import start_prefect_server, wait_until_healthy
-from flows.workspace import WorkspaceBusyError, check_workspace, workspace_lock
+from flows.workspace import check_workspace, claim_workspace
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -29,11 +29,8 @@ def prepare_run(assignments: Sequence[str] = ()) -> None:
     Raises UserError for a mistake, Unreachable when another run is at work in this folder.
     """
     set_parameters(assignments, check_workspace)
-    try:
-        with workspace_lock():
-            pass  # the flow takes the lock; here a busy folder is noticed before Prefect is imported
-    except WorkspaceBusyError as busy:
-        raise Unreachable(f"{busy}; try again when it has ended") from None
+    with claim_workspace():
+        pass  # the flow takes the lock; here a busy folder is noticed before Prefect is imported
     quiet_environment()
     start_prefect_server()
 

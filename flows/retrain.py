@@ -30,6 +30,7 @@ from prefect.states import Completed, Failed
 from components.core.params import load_settings
 from components.core.settings.pipeline import Settings
 from components.tracking.runs import RUN_VARIABLE
+from flows.interrupted import RunningNote, end_interrupted_run, note_run, remove_note
 from flows.recording import recording
 from flows.seal import seal
 from flows.summary import read_rows
@@ -48,8 +49,12 @@ def retrain(commit: bool = True) -> State[Any]:
         settings = load_settings()
         check_workspace(settings)
         with workspace_lock():
+            end_interrupted_run(get_run_logger())
+            note_run(RunningNote(flow_run.id))
             sealing = settings.seal if commit else settings.seal.model_copy(update={"commit": False})
-            return _retrain(settings.model_copy(update={"seal": sealing}))
+            state = _retrain(settings.model_copy(update={"seal": sealing}))
+            remove_note()
+            return state
     except WorkspaceBusyError as busy:
         get_run_logger().warning("%s; this one ends", busy)
         return Completed(name="Busy", message=str(busy), data="busy")
@@ -67,9 +72,11 @@ def _retrain(settings: Settings) -> State[str]:
             raise StageError("dvc", status.exit_code, [], status.error)
         if not status.changed:
             logger.info("nothing new: data, parameters and code are those of the last run; nothing to retrain")
+            seal(settings.seal, flow_run.id, logger)  # a run that was killed before its end
             return Completed(name="Unchanged", data="unchanged")
         with recording(settings, logger) as records:
             if records.run is not None:
+                note_run(RunningNote(flow_run.id, records.run.run_id))
                 ask({"do": "environment", RUN_VARIABLE: records.run.run_id}, logger.info)
                 create_link_artifact(records.run.url, "MLflow run", key="mlflow-run")
 

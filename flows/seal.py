@@ -11,9 +11,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.core.files import read_json
 from components.core.paths import LOCK, PARAMS, SCRATCH
 from components.core.settings.seal import SealSettings
 from components.promotion.registered import Registered, read_registered
@@ -23,35 +26,46 @@ from components.provenance.statements import BUNDLE, write_bundle
 if TYPE_CHECKING:
     from flows.recording import Logger
 
+RESULT = Path("metrics/register.json")
 RESULTS = (str(LOCK), str(PARAMS), "metrics", "plots", BUNDLE)
 INDEX = SCRATCH / "seal.index"
 ROLES = ("AUTHOR", "COMMITTER")
 
 
 def seal(settings: SealSettings, flow_run: str | None, logger: Logger) -> None:
-    """Commit, tag and push as `settings` say; what cannot be done is a warning, and no failure of the run."""
+    """Commit, tag and push as `settings` say, whatever of it is not done yet: a killed run is sealed by the next one.
+
+    What cannot be done is a warning, and no failure of the run.
+    """
+    registered = read_registered(read_json(RESULT)["checkpoint"])
+    if settings.commit and registered is None:
+        logger.info("not sealed: no version is registered for this checkpoint here; `iterit register` makes one")
+    elif settings.commit and registered:
+        remedy = f"`git add {' '.join(RESULTS)}` and commit them"
+        with _warning(logger, f"the run was not committed: %s; {remedy}"):
+            write_bundle()
+            title = f"Retrain: {registered.model} version {registered.version}"
+            if commit := commit_results(title, settings.author):
+                logger.info("sealed: commit %s", commit[:12])
+            if settings.tag:
+                with _warning(logger, "the run's commit was not tagged: %s"):
+                    if tag := tag_version(registered, flow_run, settings.author):
+                        logger.info("sealed: tag %s", tag)
+    if settings.push and _default_remote():
+        _push(logger)
+
+
+@contextmanager
+def _warning(logger: Logger, message: str) -> Iterator[None]:
+    """Turn a failed git command of the block into a warning with git's own reason."""
     try:
-        if settings.commit:
-            _commit_and_tag(settings, flow_run, logger)
-        if settings.push and _default_remote():
-            _push(logger)
+        yield
     except subprocess.CalledProcessError as error:
-        reason = _last_line(error.stderr, str(error))
-        logger.warning("the run was not committed: %s; `git add %s` and commit them", reason, " ".join(RESULTS))
-
-
-def _commit_and_tag(settings: SealSettings, flow_run: str | None, logger: Logger) -> None:
-    registered = read_registered()
-    assert registered, "the stage `register` has just written it"
-    write_bundle()
-    commit = commit_results(f"Retrain: {registered.model} version {registered.version}", settings.author)
-    logger.info("sealed: %s", f"commit {commit[:12]}" if commit else "nothing to commit")
-    if settings.tag and commit:
-        logger.info("sealed: tag %s", tag_version(registered, flow_run, settings.author))
+        logger.warning(message, _last_line(error.stderr, str(error)))
 
 
 def commit_results(title: str, author: str) -> str | None:
-    """Commit the result files on the current branch; returns the commit, None when nothing has changed."""
+    """Commit the result files on the current branch; returns the commit, None when git has the results already."""
     INDEX.unlink(missing_ok=True)
     own_index = {"GIT_INDEX_FILE": str(INDEX.absolute())}
     head = _git("rev-parse", "HEAD")
@@ -60,7 +74,8 @@ def commit_results(title: str, author: str) -> str | None:
     _git("add", "--all", "--", *present, env=own_index)
     tree = _git("write-tree", env=own_index)
     INDEX.unlink()
-    if tree == _git("rev-parse", f"{head}^{{tree}}"):
+    changed = _git("diff-tree", "-r", "--name-only", "--relative", head, tree).splitlines()
+    if set(changed) <= {str(PARAMS)}:  # the user's edit, of which no result was made
         return None
     commit = _git("commit-tree", tree, "-p", head, "-m", title, env=_identity(author))
     _git("update-ref", "-m", title, "HEAD", commit, head)  # fails when the branch has moved meanwhile
@@ -68,17 +83,28 @@ def commit_results(title: str, author: str) -> str | None:
     return commit
 
 
-def tag_version(registered: Registered, flow_run: str | None, author: str) -> str:
-    """Tag the commit with the registered version; the message names its checkpoint, its dvc.lock and its runs."""
+def tag_version(registered: Registered, flow_run: str | None, author: str) -> str | None:
+    """Tag the last commit with the registered version; returns the tag, None when the checkpoint has one.
+
+    The message names its checkpoint, its dvc.lock and its runs. A tag never moves: where another MLflow store has
+    given the number to another checkpoint, the digest of this one is part of the name.
+    """
     name = f"iterit/{re.sub(r'[^A-Za-z0-9_.-]', '-', registered.model)}/v{registered.version}"
-    message = {
-        "checkpoint": registered.checkpoint,
-        "dvc_lock": file_digest(LOCK),
-        "mlflow_run": registered.run_id,
-        "prefect_flow_run": flow_run,
-    }
-    _git("tag", "--force", "--annotate", "--message", json.dumps(message, indent=2), name, env=_identity(author))
-    return name
+    for tag in (name, f"{name}-{registered.checkpoint[:8]}"):
+        existing = _git("tag", "--list", "--format=%(contents)", tag)
+        if not existing:
+            message = {
+                "checkpoint": registered.checkpoint,
+                "dvc_lock": file_digest(LOCK),
+                "mlflow_run": registered.run_id,
+                "prefect_flow_run": flow_run,
+            }
+            text = json.dumps(message, indent=2)
+            _git("tag", "--annotate", "--no-sign", "--message", text, tag, env=_identity(author))
+            return tag
+        if registered.checkpoint in existing:
+            return None
+    return None
 
 
 def _default_remote() -> str:

@@ -12,12 +12,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from components.core.errors import Unreachable
 from components.core.files import read_json
 from components.core.paths import SECONDS
 from components.core.settings.pipeline import Settings
 from components.promotion.registered import read_registered
+from components.register import describe_checkpoint
 from components.report import IterationRow, iteration_rows
 from components.tracking.client import LOCAL_PAGE as MLFLOW_PAGE
+from components.tracking.registry import version_of_checkpoint
 
 PREFECT_PAGE = "http://127.0.0.1:4200"  # where `prefect server` listens by default
 
@@ -60,10 +63,8 @@ def print_summary(settings: Settings, *, new: bool) -> None:
     else:
         console.print("nothing new: this is the last run's result; nothing was registered")
     console.print(f"checkpoint   models/{list(settings.iterations)[-1]}")
-    if registered := read_registered():
-        reference = f"models:/{registered.model}@{registered.alias}"
-        console.print(f"registered   {registered.model} version {registered.version}: {reference}")
-        console.print(f"gate         {registered.gate.verdict}")
+    for line in _describe_registered(settings):
+        console.print(line)
     pages = {
         f"MLflow       {_command('mlflow')} server --workers 1": MLFLOW_PAGE,
         f"Prefect      {_command('prefect')} server start": PREFECT_PAGE,
@@ -71,6 +72,24 @@ def print_summary(settings: Settings, *, new: bool) -> None:
     width = max(map(len, pages))
     for command, address in pages.items():
         console.print(f"{command:{width}}  then {address}")
+
+
+def _describe_registered(settings: Settings) -> list[str]:
+    """The registered version that holds the chosen checkpoint, found by the digest of the files as they are here."""
+    described = describe_checkpoint(settings, Path("models"), Path("metrics"))
+    if registered := read_registered(described.checkpoint):
+        reference = f"models:/{registered.model}@{registered.alias}"
+        return [
+            f"registered   {registered.model} version {registered.version}: {reference}",
+            f"gate         {registered.gate.verdict}",
+        ]
+    try:
+        version = version_of_checkpoint(described.model, described.checkpoint)
+    except Unreachable as error:
+        return [f"registered   not known: {error}"]
+    if version is None:
+        return [f"registered   no version of {described.model} holds models/{described.iteration}: `iterit register`"]
+    return [f"registered   {described.model} version {version.number}: models:/{described.model}/{version.number}"]
 
 
 def _describe_time() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from components.core.errors import TRY_LATER
+from components.core.errors import TRY_LATER, printable
+from components.core.paths import PARAMS
 from components.core.process import name_as_parent
-from flows.dvc_worker import SEPARATOR
 
+CHANGED = "changed during the run, whose stages so far are those of the earlier values: run again"
 TAIL = 20  # lines of a failed stage that its state repeats
 
 
@@ -39,6 +40,8 @@ class Answer:
     """The reason, when DVC or the stage failed."""
     exit_code: int | None = None
     """The failed stage's, where there is one."""
+    is_final: bool = False
+    """Whether another try would do something else than this run began with."""
 
 
 Ask = Callable[[dict[str, str], Callable[[str], None]], Answer]
@@ -47,56 +50,76 @@ Ask = Callable[[dict[str, str], Callable[[str], None]], Answer]
 class StageError(Exception):
     """A stage failed. The message holds the errors that it printed, or else its last lines and the reason."""
 
-    def __init__(self, stage: str, exit_code: int | None, printed: Sequence[str], reason: str) -> None:
+    def __init__(
+        self, stage: str, exit_code: int | None, printed: Sequence[str], reason: str, *, is_final: bool = False
+    ) -> None:
         mistakes = [line for line in printed if line.startswith("error: ")]
         super().__init__("\n".join(mistakes or [*printed, f"{stage}: {reason}"]))
         self.exit_code = exit_code
+        self.is_final = is_final
         self.lines = mistakes or [f"error: {stage}: {reason}"]
+
+
+class DvcProcess:
+    """A process that runs DVC for a whole run (flows/dvc_worker.py). It and its stages end with `kill`."""
+
+    def __init__(self) -> None:
+        self._params = PARAMS.read_bytes()  # a run never mixes stages of two sets of parameters
+        answers, answering = os.pipe()
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # dvc.yaml starts `python`
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "flows.dvc_worker", str(answering)],
+            pass_fds=[answering],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the flow alone, which then ends the whole group
+            env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **name_as_parent()},
+            text=True,
+            errors="replace",
+        )
+        os.close(answering)
+        self._answers = os.fdopen(answers)
+
+    def ask(self, request: dict[str, str], on_line: Callable[[str], None]) -> Answer:
+        """Send a request, pass every line that is printed for it to `on_line`, and return the answer."""
+        if request["do"] == "reproduce" and PARAMS.read_bytes() != self._params:
+            return Answer(error=f"{PARAMS} {CHANGED}", exit_code=TRY_LATER, is_final=True)
+        assert self._process.stdin and self._process.stdout
+        mark = secrets.token_hex(16)
+        with suppress(BrokenPipeError):  # then its output has ended, too
+            self._process.stdin.write(json.dumps({**request, "mark": mark}) + "\n")
+            self._process.stdin.flush()
+        for line in self._process.stdout:
+            printed, is_last, _ = line.rstrip("\n").partition(mark)  # a stage may end within a line
+            if printed.strip():
+                on_line(printable(printed))
+            if is_last:
+                return Answer(**json.loads(self._answers.readline()))
+        return Answer(error=f"the DVC process ended with code {self._process.wait()}")
+
+    def kill(self) -> None:
+        """End it together with the stage that it runs."""
+        self._answers.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 @contextmanager
 def dvc_worker() -> Iterator[Ask]:
-    """Start a DVC process (flows/dvc_worker.py) and yield the function that asks it; the block's end kills its group.
-
-    The function sends one request, passes every line printed meanwhile to its second argument, and returns the answer.
-    """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # dvc.yaml starts `python`
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "flows.dvc_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C reaches the flow alone, which then ends the worker's whole group
-        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **name_as_parent()},
-        text=True,
-        errors="replace",
-    )
+    """A DVC process that lives as long as the block, and the function that asks it."""
+    process = DvcProcess()
     try:
-        yield partial(_ask, worker)
+        yield process.ask
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-
-
-def _ask(worker: subprocess.Popen[str], request: dict[str, str], on_line: Callable[[str], None]) -> Answer:
-    assert worker.stdin and worker.stdout
-    with suppress(BrokenPipeError):  # then its output has ended, too
-        worker.stdin.write(json.dumps(request) + "\n")
-        worker.stdin.flush()
-    for line in worker.stdout:
-        printed, separator, answer = line.rstrip("\n").partition(SEPARATOR)
-        if printed.strip():
-            on_line(printed)
-        if separator:
-            return Answer(**json.loads(answer))
-    return Answer(error=f"the DVC process ended with code {worker.wait()}")
+        process.kill()
 
 
 def _can_be_retried(task: Any, run: Any, state: State[Any]) -> bool:  # noqa: ARG001  Prefect's signature
     """Whether something did not answer; wrong settings or too little memory would fail again."""
     failure = state.result(raise_on_failure=False)
-    return isinstance(failure, StageError) and failure.exit_code == TRY_LATER
+    return isinstance(failure, StageError) and failure.exit_code == TRY_LATER and not failure.is_final
 
 
 @task(
@@ -120,6 +143,6 @@ def run_stage(stage: str, ask: Ask) -> State[Any]:
 
     answer = ask({"do": "reproduce", "stage": stage}, log)
     if answer.error is not None:
-        error = StageError(stage, answer.exit_code, lines, answer.error)
+        error = StageError(stage, answer.exit_code, lines, answer.error, is_final=answer.is_final)
         return Failed(message=str(error), data=error)
     return Completed(name=answer.came.capitalize(), data=answer.came)

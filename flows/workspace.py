@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from components.core.errors import UserError
+from components.core.errors import Unreachable, UserError
 from components.core.paths import PARAMS, PIPELINE, SCRATCH
 from components.core.settings.pipeline import Settings
 from components.training.deepspeed import CONFIGS, check_precision
@@ -34,6 +34,16 @@ def workspace_lock() -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextmanager
+def claim_workspace() -> Iterator[None]:
+    """workspace_lock for a command. Raises Unreachable when a run is at work in this folder."""
+    try:
+        with workspace_lock():
+            yield
+    except WorkspaceBusyError as busy:
+        raise Unreachable(f"{busy}; try again when it has ended") from None
 
 
 def check_workspace(settings: Settings) -> None:

@@ -31,9 +31,11 @@ def write_registered(registered: Registered) -> None:
     write_json(REGISTERED, asdict(registered))
 
 
-def read_registered() -> Registered | None:
-    """The version that `register` noted down last; None when it never ran in this workspace."""
+def read_registered(checkpoint: str) -> Registered | None:
+    """The version that `register` noted down, if it holds the checkpoint of this digest; None when it never did."""
     if not REGISTERED.is_file():
         return None
     values = read_json(REGISTERED)
+    if values["checkpoint"] != checkpoint:  # `git checkout` and `dvc exp apply` bring other checkpoints
+        return None
     return Registered(**{**values, "gate": Decision(**values["gate"])})

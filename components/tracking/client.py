@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.core.errors import Unreachable, first_line
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULTS = {
-    "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
     # MLflow would try an unreachable server 7 times, for up to 2 minutes each
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -27,7 +27,18 @@ LOCAL_PAGE = "http://127.0.0.1:5000"  # where `mlflow server` listens by default
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the SQLite store in the project folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULTS["MLFLOW_TRACKING_URI"]
+    folder = project_folder()
+    default = f"sqlite:///{'' if folder == Path() else f'{folder}/'}mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def project_folder() -> Path:
+    """The folder that keeps MLflow's records: the current one, or that of the project whose experiment this is.
+
+    DVC runs queued experiments in a temporary folder, which vanishes with its files, and names the project in DVC_ROOT.
+    """
+    root = Path(os.environ.get("DVC_ROOT", "."))
+    return Path() if root.resolve() == Path.cwd() else root
 
 
 @contextmanager
@@ -59,7 +70,7 @@ def client() -> MlflowClient:
 def import_mlflow() -> None:
     """Import MLflow with this project's defaults and without its log lines."""
     quiet_environment()
-    for name, value in DEFAULTS.items():
+    for name, value in {**DEFAULTS, "MLFLOW_TRACKING_URI": tracking_uri()}.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):  # they log the creation of the store and each migration
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -80,6 +80,13 @@ def version_with_alias(name: str, alias: str) -> AliasedVersion | None:
     return AliasedVersion(str(aliased.version), dict(aliased.tags))
 
 
+def version_of_checkpoint(name: str, digest: str) -> AliasedVersion | None:
+    """The version that holds the checkpoint of this digest; None when there is none."""
+    with explain_unreachable():
+        existing = client().search_model_versions(f"name = '{name}' and tags.`{CHECKPOINT}` = '{digest}'")
+        return next((AliasedVersion(str(item.version), dict(item.tags)) for item in existing), None)
+
+
 def has_version(name: str, number: str) -> bool:
     """Whether the registered model has the version."""
     with explain_unreachable():

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.core.errors import UserError
@@ -14,7 +15,7 @@ from components.core.files import flatten
 from components.core.params import read_params
 from components.core.paths import PARAMS
 from components.core.settings.pipeline import Settings
-from components.tracking.client import LOCAL_PAGE, client, explain_unreachable, tracking_uri
+from components.tracking.client import LOCAL_PAGE, client, explain_unreachable, project_folder, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -83,6 +84,23 @@ def finish_pipeline_run(run: PipelineRun, status: str = "FINISHED") -> None:
         client().set_terminated(run.run_id, status=status)
 
 
+def kill_pipeline_run(run_id: str) -> None:
+    """End as KILLED what a killed process has left RUNNING: the parent run and its child runs, if MLflow has them."""
+    from mlflow.exceptions import MlflowException
+
+    with explain_unreachable():
+        try:
+            experiment = client().get_run(run_id).info.experiment_id
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return
+            raise
+        children = client().search_runs([experiment], f"tags.`{PARENT}` = '{run_id}'")
+        for run in (*children, client().get_run(run_id)):
+            if run.info.status == "RUNNING":
+                client().set_terminated(run.info.run_id, status="KILLED")
+
+
 def log_steps(run: PipelineRun, steps: Sequence[StepMetrics]) -> None:
     """Add optimizer steps to the series of the parent run, except those it has already.
 
@@ -119,7 +137,10 @@ def _experiment_id(name: str) -> str:
     experiment = client().get_experiment_by_name(name)
     if experiment is None:
         # with this kind MLflow's page opens on training runs and models, not on traces of agents
-        return str(client().create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"}))
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        folder = project_folder()
+        artifacts = None if folder == Path() else str(folder / "mlruns")  # MLflow's default is the current folder
+        return str(client().create_experiment(name, artifact_location=artifacts, tags=tags))
     if experiment.lifecycle_stage == "deleted":
         raise UserError(
             f"{PARAMS}: experiment: {name}: deleted in MLflow; restore it "

@@ -5,13 +5,11 @@ tests/support/kills.py does so after every single one, for a table; here the dea
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.support.kills import build_library, kill_everywhere
-from tests.support.project import iterit, make_project
 
 EVERY = {"evaluate@1": 3, "base_model": 5, "finetune@1": 9, "register": 9}  # a stage that is not here: every call
 
@@ -19,13 +17,6 @@ EVERY = {"evaluate@1": 3, "base_model": 5, "finetune@1": 9, "register": 9}  # a 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_library(tmp_path_factory.mktemp("library"))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
-    folder = make_project(tmp_path_factory.mktemp("project"), small_model)
-    iterit(folder, "run")
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -43,9 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Pat
         "register",
     ],
 )
-def test_a_kill_anywhere_changes_nothing(finished: Path, library: Path, tmp_path: Path, stage: str) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(finished, project, symlinks=True)
-    kills = list(kill_everywhere(project, stage, library, every=EVERY.get(stage, 1)))
+def test_a_kill_anywhere_changes_nothing(after_a_run: Path, library: Path, stage: str) -> None:
+    kills = list(kill_everywhere(after_a_run, stage, library, every=EVERY.get(stage, 1)))
     assert kills
     assert [kill for kill in kills if not kill.harmless] == []

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from components.core.paths import seconds_file
 from components.provenance.digests import folder_digest
 from tests.support.project import (
+    FinishedRun,
     at_work_in,
     call,
     edit_params,
@@ -35,19 +36,10 @@ FIRST = {"base_model", "manifest@incoming", "ingest", "dedupe", "evaluate_base"}
 LAST = {"report", "register"}
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> tuple[Path, str]:
-    """A project after its first `iterit run`, and the output of the run; tests that change it use `project`."""
-    folder = make_project(tmp_path_factory.mktemp("project"), small_model)
-    return folder, iterit(folder, "run")
-
-
 @pytest.fixture
-def project(finished: tuple[Path, str], tmp_path: Path) -> Path:
-    """A copy of the project after its first run, for a test to change."""
-    folder = tmp_path / "project"
-    shutil.copytree(finished[0], folder, symlinks=True)
-    return folder
+def project(after_a_run: Path) -> Path:
+    """A project after its first run, for a test to change."""
+    return after_a_run
 
 
 def query(folder: Path, database: str, sql: str) -> list[tuple[object, ...]]:
@@ -55,28 +47,30 @@ def query(folder: Path, database: str, sql: str) -> list[tuple[object, ...]]:
         return connection.execute(sql).fetchall()
 
 
-def test_a_flow_run_has_a_task_per_stage_and_a_table_per_iteration(finished: tuple[Path, str]) -> None:
+def test_a_flow_run_has_a_task_per_stage_and_a_table_per_iteration(finished_run: FinishedRun) -> None:
     loop = {f"{name}@{number}" for name in LOOP for number in (1, 2)}
-    assert task_states(finished[0]) == dict.fromkeys(FIRST | loop | LAST, "Ran")
-    artifacts = {row[0] for row in query(finished[0], ".prefect/prefect.db", "select key from artifact")}
+    assert task_states(finished_run.folder) == dict.fromkeys(FIRST | loop | LAST, "Ran")
+    artifacts = {row[0] for row in query(finished_run.folder, ".prefect/prefect.db", "select key from artifact")}
     assert artifacts >= {"iteration-1", "iteration-2", "mlflow-run"}
 
 
-def test_mlflow_has_every_optimizer_step_and_its_speed(finished: tuple[Path, str]) -> None:
+def test_mlflow_has_every_optimizer_step_and_its_speed(finished_run: FinishedRun) -> None:
     steps = """
         select distinct m.step from metrics m join runs r using (run_uuid)
         where m.key = '%s' and r.name not like '%%@%%'
     """
-    files = [finished[0] / f"data/iterations/{iteration}/steps.csv" for iteration in (1, 2)]
+    files = [finished_run.folder / f"data/iterations/{iteration}/steps.csv" for iteration in (1, 2)]
     total = sum(len(file.read_text().splitlines()) - 1 for file in files)
     for key in ("step/loss", "step/learning_rate", "step/gradient_norm", "step/tokens_per_second"):
-        assert sorted(query(finished[0], "mlflow.db", steps % key)) == [(step,) for step in range(1, total + 1)], key
-    metrics = {key for (key,) in query(finished[0], "mlflow.db", "select distinct key from metrics")}
+        assert sorted(query(finished_run.folder, "mlflow.db", steps % key)) == [
+            (step,) for step in range(1, total + 1)
+        ], key
+    metrics = {key for (key,) in query(finished_run.folder, "mlflow.db", "select distinct key from metrics")}
     assert metrics >= {f"throughput/{name}" for name in ("tokens_per_second", "share_of_gemm", "peak_memory_bytes")}
 
 
-def test_a_run_ends_with_a_table_and_where_the_results_are(finished: tuple[Path, str]) -> None:
-    table = finished[1].partition("Retrained")[2]
+def test_a_run_ends_with_a_table_and_where_the_results_are(finished_run: FinishedRun) -> None:
+    table = finished_run.printed.partition("Retrained")[2]
     for expected in ("base", "perplexity", "models/2", "iterit version 1", "mlflow server", "prefect server start"):
         assert expected in table
     assert not [line for line in table.splitlines() if "…" in line]  # a cell was cut off
@@ -85,18 +79,18 @@ def test_a_run_ends_with_a_table_and_where_the_results_are(finished: tuple[Path,
     )
     assert 0 <= arithmetic < total
     for name in ("evaluate_base", "score@1", "finetune@1", "evaluate@1"):
-        timing = json.loads((finished[0] / seconds_file(name)).read_text())
+        timing = json.loads((finished_run.folder / seconds_file(name)).read_text())
         assert 0 < timing["arithmetic"] < timing["seconds"]
     assert abs(total - arithmetic - rest) <= 1  # each is rounded
 
 
-def test_a_first_run_prints_no_warning_that_a_user_cannot_act_on(finished: tuple[Path, str]) -> None:
+def test_a_first_run_prints_no_warning_that_a_user_cannot_act_on(finished_run: FinishedRun) -> None:
     for noise in ("Traceback", "WARNING", "Warning", "warning", "ERROR", "locked"):
-        assert noise not in finished[1]
+        assert noise not in finished_run.printed
 
 
-def test_a_run_ends_with_a_commit_and_a_tag_and_the_audit_holds(finished: tuple[Path, str]) -> None:
-    folder = finished[0]
+def test_a_run_ends_with_a_commit_and_a_tag_and_the_audit_holds(finished_run: FinishedRun) -> None:
+    folder = finished_run.folder
     assert call(folder, "git", "log", "-1", "--format=%an %s").strip() == "iterit Retrain: iterit version 1"
     assert call(folder, "git", "status", "--porcelain") == ""
     message = json.loads(call(folder, "git", "tag", "--list", "--format=%(contents)", "iterit/iterit/v1"))
@@ -140,12 +134,12 @@ def test_the_module_of_the_flow_runs_as_the_command_does(project: Path) -> None:
 
 
 def test_a_bare_dvc_repro_gives_the_same_files_and_records(
-    finished: tuple[Path, str], tmp_path: Path, small_model: Path
+    finished_run: FinishedRun, tmp_path: Path, small_model: Path
 ) -> None:
     folder = make_project(tmp_path, small_model)
     call(folder, "dvc", "repro")
-    assert hashes(folder) == hashes(finished[0])
-    assert mlflow_records(folder) == mlflow_records(finished[0])
+    assert hashes(folder) == hashes(finished_run.folder)
+    assert mlflow_records(folder) == mlflow_records(finished_run.folder)
 
 
 def mlflow_records(folder: Path) -> dict[str, tuple[set[str], set[str]]]:
@@ -230,7 +224,7 @@ def test_the_errors_of_a_failed_stage_end_the_run_with_its_exit_code(project: Pa
 
 
 def test_a_killed_run_leaves_no_process_behind_and_resumes_to_the_same_hashes(
-    finished: tuple[Path, str], project: Path
+    finished_run: FinishedRun, project: Path
 ) -> None:
     """Killed in score, when the first shard exists, then in finetune, after the first step."""
     forget_iterations(project)
@@ -253,7 +247,7 @@ def test_a_killed_run_leaves_no_process_behind_and_resumes_to_the_same_hashes(
     # the statement of a finetune stage holds finetune.save_steps, which was changed here
     resumed, undisturbed = (
         {path: md5 for path, md5 in hashes(place).items() if not path.startswith("provenance/finetune")}
-        for place in (project, finished[0])
+        for place in (project, finished_run.folder)
     )
     assert resumed == undisturbed
 

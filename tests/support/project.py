@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from flows.seal import RESULTS
 # fixed, so that two projects of the same files have the same commit
 WHEN = {"GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}
 SOURCE = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A project after `iterit run`, and what that printed."""
+
+    folder: Path
+    printed: str
+
 
 LEFT_BY_A_RUN = tuple(name for name in RESULTS if name != str(PARAMS))
 

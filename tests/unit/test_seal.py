@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git("init", "--quiet", "--initial-branch", "main")
     for name in ("dvc.lock", "params.yaml", "code.py", "staged.py"):
         Path(name).write_text("first\n")
-    write_json(Path("metrics/register.json"), {"version": 1})
+    write_json(Path("metrics/register.json"), {"checkpoint": "c" * 64})
     Path(".gitignore").write_text("/.iterit/\n")
     Path(".iterit").mkdir()
     git("add", "--all")
@@ -79,13 +80,64 @@ def test_the_tag_names_the_checkpoint_and_the_runs() -> None:
 
 def test_sealing_commits_and_tags_the_registered_version(caplog: pytest.LogCaptureFixture) -> None:
     write_registered(REGISTERED)
-    assert read_registered() == REGISTERED
+    assert read_registered(REGISTERED.checkpoint) == REGISTERED
+    assert read_registered("d" * 64) is None
     Path("dvc.lock").write_text("second\n")
     with caplog.at_level(logging.INFO):
         seal(SealSettings(push=False), None, logging.getLogger("test"))
     assert caplog.messages == [f"sealed: commit {git('rev-parse', 'HEAD')[:12]}", "sealed: tag iterit/my-model/v3"]
     assert git("log", "-1", "--format=%an <%ae> %s") == f"{AUTHOR} Retrain: my model version 3"
     assert git("rev-parse", "iterit/my-model/v3^{commit}") == git("rev-parse", "HEAD")
+
+
+def test_a_run_that_was_killed_before_its_seal_is_sealed_by_the_next_and_only_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_registered(REGISTERED)
+    Path("dvc.lock").write_text("second\n")
+    commit_results("Retrain", AUTHOR)  # and killed before the tag
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            seal(SealSettings(push=False), None, logging.getLogger("test"))
+    assert caplog.messages == [f"sealed: commit {git('rev-parse', 'HEAD')[:12]}", "sealed: tag iterit/my-model/v3"]
+
+
+def test_a_tag_never_moves_and_another_store_s_version_gets_a_name_of_its_own() -> None:
+    tag_version(REGISTERED, None, AUTHOR)
+    tagged = git("rev-parse", "iterit/my-model/v3")
+    Path("dvc.lock").write_text("second\n")
+    commit_results("Retrain", AUTHOR)
+    assert tag_version(REGISTERED, None, AUTHOR) is None
+    other = replace(REGISTERED, checkpoint="d" * 64)
+    assert tag_version(other, None, AUTHOR) == "iterit/my-model/v3-dddddddd"
+    assert tag_version(other, None, AUTHOR) is None
+    assert git("rev-parse", "iterit/my-model/v3") == tagged
+
+
+def test_a_user_s_wish_to_sign_tags_and_commits_does_not_stop_the_seal(caplog: pytest.LogCaptureFixture) -> None:
+    for key in ("tag.gpgSign", "commit.gpgSign"):
+        git("config", key, "true")
+    git("config", "gpg.program", "/bin/false")
+    write_registered(REGISTERED)
+    Path("dvc.lock").write_text("second\n")
+    seal(SealSettings(push=False), None, logging.getLogger("test"))
+    assert caplog.messages == []
+    assert git("tag", "--list") == "iterit/my-model/v3"
+
+
+def test_an_edit_of_params_yaml_alone_is_the_user_s_to_commit() -> None:
+    Path("params.yaml").write_text("mine\n")
+    assert commit_results("Retrain", AUTHOR) is None
+
+
+def test_a_checkpoint_that_is_not_registered_here_is_not_sealed(caplog: pytest.LogCaptureFixture) -> None:
+    write_registered(replace(REGISTERED, checkpoint="d" * 64))
+    Path("dvc.lock").write_text("second\n")
+    before = git("rev-parse", "HEAD")
+    with caplog.at_level(logging.INFO):
+        seal(SealSettings(push=False), None, logging.getLogger("test"))
+    assert "`iterit register` makes one" in caplog.messages[0]
+    assert git("rev-parse", "HEAD") == before
 
 
 def test_what_cannot_be_committed_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:

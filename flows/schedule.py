@@ -27,13 +27,17 @@ def parse_interval(text: str) -> timedelta:
 
 
 def check_cron(text: str) -> str:
-    """The cron line, unchanged. Raises UserError when it is not a valid one."""
+    """The cron line, unchanged. Raises UserError when it is not one of five fields, or never comes due."""
     from cronsim import CronSim, CronSimError
 
     try:
-        CronSim(text, datetime.now(UTC))
+        if len(text.split()) != 5:
+            raise CronSimError(f"{len(text.split())} fields")
+        next(CronSim(text, datetime.now(UTC)))
     except CronSimError as error:
         raise UserError(f"--cron {text!r}: {error}; expected five fields such as '0 3 * * 1'") from None
+    except StopIteration:
+        raise UserError(f"--cron {text!r}: never comes due; expected five fields such as '0 3 * * 1'") from None
     return text
 
 
@@ -52,9 +56,18 @@ def serve_schedule(cron: str | None, interval: str | None) -> None:
     start_prefect_server()
 
     # Prefect reads its settings when it is imported
+    from prefect.client.schemas.schedules import CronSchedule
+    from pydantic import ValidationError
+
     from flows.retrain import retrain
     from flows.runner import keep_serving
 
     wait_until_healthy()
+    try:  # the parser that will run the line has the last word: it knows less than the first
+        if cron is not None:
+            CronSchedule(cron=cron)
+    except ValidationError:
+        raise UserError(f"--cron {cron!r}: Prefect cannot run it; expected five fields such as '0 3 * * 1'") from None
+    print(f"serving: cron {cron!r} in UTC" if cron else f"serving: every {interval}", flush=True)
     # it is a coroutine only inside an event loop
     keep_serving(cast("RunnerDeployment", retrain.to_deployment("scheduled", cron=cron, interval=every)))

@@ -5,6 +5,7 @@ Exit codes: 2 for a mistake that the user can mend, 75 where running again can h
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,11 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message; the operating system's own words for an OSError."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return str(text).splitlines()[0]
+
+
+def without_password(url: str) -> str:
+    """The address without the user and password that it may hold, for messages and records."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", url)
 
 
 def printable(text: str) -> str:

@@ -10,18 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.core.errors import Unreachable, first_line
+from components.core.errors import Unreachable, UserError, first_line, without_password
 from components.core.process import quiet_environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULTS = {
-    # MLflow would try an unreachable server 7 times, for up to 2 minutes each
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    # MLflow would try an unreachable server 7 times, for up to 2 minutes each; this gives up in 30 s
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "12",
 }
 
+TRY_AGAIN = (408, 425, 429)  # HTTP: request time-out, too early, too many requests
 LOCAL_PAGE = "http://127.0.0.1:5000"  # where `mlflow server` listens by default
 
 
@@ -43,7 +44,10 @@ def project_folder() -> Path:
 
 @contextmanager
 def explain_unreachable() -> Iterator[None]:
-    """Turn what MLflow raises in the block into Unreachable: one line with the server, the reason and the remedy."""
+    """Turn what MLflow raises in the block into one line with the server, the reason and the remedy.
+
+    UserError for what the server refuses (HTTP's 4xx), which it would refuse again; otherwise Unreachable.
+    """
     import_mlflow()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -52,9 +56,12 @@ def explain_unreachable() -> Iterator[None]:
         client()  # opens the store
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
+        line = f"MLFLOW_TRACKING_URI {without_password(tracking_uri())}: {without_password(first_line(error))[:200]}"
+        status: int | None = getattr(error, "get_http_status_code", lambda: None)()
+        if status is not None and 400 <= status < 500 and status not in TRY_AGAIN:
+            raise UserError(f"{line}; the training is kept, `iterit run` records it once that is mended") from error
         raise Unreachable(
-            f"MLFLOW_TRACKING_URI {tracking_uri()}: {first_line(error)[:200]}; the training is kept, "
-            "`dvc repro register` (or `iterit run`) records it when MLflow answers again"
+            f"{line}; the training is kept, `dvc repro register` (or `iterit run`) records it when MLflow answers again"
         ) from error
 
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from components.core.errors import UserError
 from components.core.files import read_json
 from components.core.paths import scratch_folder
+from components.core.settings.register import GATE_ALIASES
 from components.tracking.client import client, explain_unreachable, tracking_uri
 from components.tracking.runs import PipelineRun
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = "challenger", "champion", "previous_champion"  # aliases
+CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = GATE_ALIASES
 CHAMPIONS = "iterit.champions"  # tag of the model: every champion in order, and what promoted it
 CHECKPOINT = "iterit.checkpoint"  # tag of a version: digest of its checkpoint
 HOLDOUT_DIGEST = "iterit.holdout"  # tag of a version: SHA-256 of the holdout it was evaluated on

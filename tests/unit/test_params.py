@@ -82,3 +82,28 @@ def test_a_file_that_is_no_settings_is_one_line(tmp_path: Path, text: str | byte
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     assert load(tmp_path, b"\xef\xbb\xbf" + GOOD.encode()) == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("  name: iterit", "  name: a/b", "register.name"),
+        ("  name: iterit", "  name: 'a:b'", "register.name"),
+        ("  name: iterit", "  name: it's", "register.name"),
+        ("alias: latest_iterit", "alias: Latest", "register.alias"),
+        ("alias: latest_iterit", "alias: v1", "register.alias"),
+        ("alias: latest_iterit", "alias: champion", "register.alias"),
+        ("alias: latest_iterit", "alias: previous_champion", "register.alias"),
+        ("alias: latest_iterit", "alias: challenger", "register.alias"),
+        ("experiment: iterit", r'experiment: "a\nb"', "experiment"),
+        ("experiment: iterit", "experiment: ' '", "experiment"),
+        ("deepspeed: zero0", "deepspeed: ../../secrets", "finetune.deepspeed"),
+    ],
+)
+def test_names_that_a_service_would_refuse_after_the_training_are_refused_before_it(
+    tmp_path: Path, old: str, new: str, key: str
+) -> None:
+    assert old in GOOD
+    mistake = load(tmp_path, GOOD.replace(old, new))
+    assert mistake.startswith(f"p.yaml: {key}: "), mistake
+    assert mistake.count("\n") == 0

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from components.core.settings.block import Block, PositiveInt, Share
+from components.core.settings.block import NAME, Block, PositiveInt, Share
 
 
 class LoraSettings(Block):
@@ -41,7 +41,7 @@ class FinetuneSettings(Block):
     """Gradients with a larger norm are scaled down to this one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the training; bfloat16 needs zero1, zero2 or zero3."""
-    deepspeed: str = "zero0"
+    deepspeed: str = Field(default="zero0", pattern=NAME)
     """Name of a file in conf/deepspeed: zero0 for one process; zero2 and zero3 divide memory among several."""
     lora: LoraSettings | None = None
     """Train low-rank adapters instead of all weights."""

@@ -36,6 +36,9 @@ class FileSource(Limits):
     """A file or a folder (JSON, JSONL, CSV, Parquet, Arrow; each also with .gz or .zst). DVC notices every change."""
     pattern: str = "**/*"
     """Glob of the files to read, where path is a folder."""
+    follow_links: bool = False
+    """Whether links that lead out of the folder are followed; without, they are listed as ignored. DVC notices changes
+    behind linked files, not behind linked folders."""
     columns: Columns | None = None
 
 
@@ -64,6 +67,10 @@ class IngestSettings(Block):
     datasets: dict[Annotated[str, Field(pattern=NAME)], DatasetSource] = {}
     max_characters: PositiveInt = 20_000
     """Longer conversations are rejected as too_long."""
+    max_line_bytes: PositiveInt = 16_777_216
+    """Longest line of JSONL, row of CSV, value of a list in JSON, and JSON file that holds a single object."""
+    max_file_bytes: PositiveInt = 1_073_741_824
+    """Largest file of data, after decompression."""
     max_rejected_share: Share = 0.1
     """The stage fails when a larger share of a source is rejected; records over a cap do not count."""
 

@@ -25,7 +25,7 @@ class Iteration(Block):
 
 
 class Settings(Block):
-    experiment: str = Field(default="iterit", min_length=1)
+    experiment: str = Field(default="iterit", min_length=1, max_length=500)
     """Name of the MLflow experiment."""
     base_model: ModelSource = Field(discriminator="kind")
     proxy_model: Annotated[ModelSource, Field(discriminator="kind")] | None = None
@@ -46,6 +46,14 @@ class Settings(Block):
         if self.select.scored_by == "proxy" and self.proxy_model is None:
             raise ValueError(f"select.strategy {self.select.strategy} needs a proxy_model")
         return self
+
+    @field_validator("experiment", mode="after")
+    @classmethod
+    def experiment_is_a_name(cls, value: str) -> str:
+        """What MLflow would refuse, and what would garble its page."""
+        if not value.isprintable() or not value.strip():
+            raise ValueError(f"{value!r} is no name: it must have a letter, and no control characters")
+        return value
 
     @field_validator("iterations", mode="before")
     @classmethod

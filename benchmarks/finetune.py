@@ -31,6 +31,7 @@ from components.core.paths import PARAMS, throughput_file
 from components.core.process import quiet_environment
 from components.data.records import Record, write_records
 from components.finetune import Throughput
+from components.model.chat import Encoded, encode_conditional
 
 TURNS = 3
 PROJECT = Path(__file__).parent.parent
@@ -85,21 +86,9 @@ def _plain_trainer(model: str, records: Sequence[Record], batch_size: int, max_l
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
     from transformers.utils.logging import disable_progress_bar
 
-    from components.model.chat import encode_conditional
-
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts = encode_conditional(records, tokenizer, system="You are a helpful assistant.", max_length=max_length)
-    rows = []
-    for text in texts:
-        padding = max_length - len(text.ids)
-        rows.append(
-            {
-                "input_ids": torch.tensor([*text.ids, *[0] * padding]),
-                "attention_mask": torch.tensor([1] * len(text.ids) + [0] * padding),
-                "labels": torch.tensor([-100] * text.start + text.ids[text.start :] + [-100] * padding),
-            }
-        )
     seconds: list[float] = []
 
     class StepTimer(TrainerCallback):
@@ -122,8 +111,20 @@ def _plain_trainer(model: str, records: Sequence[Record], batch_size: int, max_l
             disable_tqdm=True,
         )
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        rows = [_padded_row(text, max_length) for text in texts]
         Trainer(model=loaded, args=arguments, train_dataset=rows, callbacks=[StepTimer()]).train()
     return sum(len(text.ids) for text in texts) / sum(seconds)
+
+
+def _padded_row(text: Encoded, length: int) -> dict[str, Any]:
+    import torch
+
+    padding = length - len(text.ids)
+    return {
+        "input_ids": torch.tensor([*text.ids, *[0] * padding]),
+        "attention_mask": torch.tensor([1] * len(text.ids) + [0] * padding),
+        "labels": torch.tensor([-100] * text.start + text.ids[text.start :] + [-100] * padding),
+    }
 
 
 def run(model: Path, records: Sequence[Record], turns: int = TURNS) -> list[Row]:

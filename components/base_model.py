@@ -78,7 +78,7 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
     Raises UserError when the tokenizer is not a fast one or does not fit the model.
     """
     if not tokenizer.is_fast:
-        raise UserError("the model has no fast tokenizer; the start of a response is found by the offsets of one")
+        raise UserError("the model has no fast tokenizer, without which the start of a response cannot be found")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, the model embeds {model.get_input_embeddings().num_embeddings}"

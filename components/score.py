@@ -184,6 +184,15 @@ def score_candidates(
     )
 
 
+def fill_store(processes: int, scratch: Path) -> float:
+    """Score in workers of this stage; returns for how many seconds the first one's model computed."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    launch_workers("components.score", processes, None, scratch)
+    seconds: float = read_json(scratch / ARITHMETIC)["seconds"]
+    shutil.rmtree(scratch)
+    return seconds
+
+
 def run_worker(options: argparse.Namespace, settings: Settings, scratch: Path) -> None:
     """Fill the store with this process's share; the first process also reports how long its model computed."""
     share, arithmetic = Share(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])), Stopwatch()
@@ -209,10 +218,7 @@ def main() -> None:
     with stage("score", options.iteration) as running, statement_of(running.name):
         settings = load_settings()
         if settings.score.processes > 1:
-            scratch.mkdir(parents=True, exist_ok=True)
-            launch_workers("components.score", settings.score.processes, None, scratch)
-            running.arithmetic.seconds = read_json(scratch / ARITHMETIC)["seconds"]
-            shutil.rmtree(scratch)
+            running.arithmetic.seconds = fill_store(settings.score.processes, scratch)
         scores = score_candidates(options, settings, running.arithmetic)
         summary = summarize(scores)
         # later iterations score many misaligned records by design: the ranking puts them right after the picks

@@ -1,6 +1,6 @@
 """The mean loss of texts under a model, each over its scored positions, in nats per token.
 
-Four short cuts make it fast (`make bench` measures them): texts are packed into one row, so nothing is padded; the
+Four shortcuts make it fast (`make bench` measures them): texts are packed into one row, so nothing is padded; the
 output layer is computed at scored positions only; it is computed for a few positions at a time; and the keys and values
 of the prefix that all texts share (the template's system message and headers) are computed once. None of them changes a
 loss by more than rounding. Each is tested on the model first, and not used where the architecture does not allow it.
@@ -48,7 +48,7 @@ class SharedPrefix:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A model, and the short cuts that its architecture allows."""
+    """A model, and the shortcuts that its architecture allows."""
 
     model: Any
     prefixes: tuple[SharedPrefix, ...]
@@ -59,7 +59,7 @@ class Scorer:
 
 
 def make_scorer(model: Any, tokenizer: Any, *, system: str, template: str) -> Scorer:
-    """Find the prefixes that texts share, and the short cuts that this architecture allows, by testing them."""
+    """Find the prefixes that texts share, and the shortcuts that this architecture allows, by testing them."""
     import torch
 
     # two records that share nothing but the template

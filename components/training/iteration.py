@@ -108,7 +108,7 @@ def train_iteration(
     if packed:
         examples = balance_micro_batches(examples, settings.batch_size, _micro_batch(settings))
     elif is_first:
-        print(f"{what}: padded batches, because texts in one row would see each other in this model", flush=True)
+        print(f"{what}: padded batches, because packed texts would attend to each other in this model", flush=True)
     remaining = examples[start.done * settings.batch_size :]
     step_loss = StepLoss()
     with progress(total=steps, unit="steps", what=what) if is_first else nullcontext() as advance:

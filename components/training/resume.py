@@ -1,6 +1,6 @@
 """What a killed training resumes from: the scratch folder of a finetune stage, `.iterit/tmp/finetune@N`.
 
-    identity.json               digests and settings of the training; with others it starts from the beginning
+    identity.json               digests and settings of the training; with different ones it starts from the beginning
     steps.jsonl                 one line per optimizer step
     checkpoint-S/complete.json  Trainer's checkpoint after step S is complete, because this file is written last
 

@@ -164,7 +164,7 @@ def test_the_scores_are_the_formula_s_on_other_architectures(loaded: tuple[Any, 
     assert scorer.packed == (kind == "absolute positions")
 
 
-def test_a_llama_is_scored_with_all_short_cuts(loaded: tuple[Any, Any]) -> None:
+def test_a_llama_is_scored_with_all_shortcuts(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     scorer = make_scorer(model, tokenizer, system=SYSTEM, template="chat")
     assert scorer.separable_head

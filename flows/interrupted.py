@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
-from components.core.errors import Unreachable
+from components.core.errors import Unreachable, UserError
 from components.core.files import read_json, write_json
 from components.core.paths import SCRATCH
 from components.tracking.runs import kill_pipeline_run
@@ -62,6 +62,8 @@ def end_interrupted_run(logger: Logger) -> None:
         except Unreachable as error:
             logger.warning("an interrupted run is still RUNNING in MLflow: %s", error)
             return
+        except UserError as error:  # another MLflow store than then
+            logger.warning("an interrupted run may still be RUNNING in MLflow: %s", error)
     remove_note()
     logger.info("the run before this one was killed; it is marked so in Prefect and MLflow")
 

@@ -81,6 +81,7 @@ def import_mlflow() -> None:
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):  # they log the creation of the store and each migration
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a retry is no news; what comes of it is reported
     import mlflow  # noqa: F401
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import sets its own level

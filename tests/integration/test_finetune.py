@@ -407,7 +407,6 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_records(folder: Pa
 
 
 def test_lm_eval_opens_a_checkpoint(folder: Path) -> None:
-    pytest.importorskip("lm_eval", reason="lm-eval is not a dependency")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

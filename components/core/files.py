@@ -14,6 +14,15 @@ from typing import Any
 
 from components.core.errors import UserError
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_DISK_WORDS = (
+    "No space left",
+    "File too large",
+    "Disk quota exceeded",
+    "disk is full",
+    "PytorchStreamWriter failed",
+)
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -45,6 +54,14 @@ def publish_folder(folder: Path, place: Path) -> None:
     shutil.copytree(folder, partial, copy_function=link_or_copy)
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that a file could not be written to its end.
+
+    Libraries that write in C++ or Rust raise errors of their own, which have the system's words in their text.
+    """
+    return getattr(error, "errno", None) in FULL_DISK or any(words in str(error) for words in FULL_DISK_WORDS)
 
 
 def require_file(path: Path) -> None:

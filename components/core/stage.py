@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from components.core.errors import StageBusyError, exit_on_user_error
-from components.core.files import write_json
+from components.core.errors import StageBusyError, UserError, exit_on_user_error, first_line
+from components.core.files import is_full_disk, write_json
 from components.core.paths import lock_file, seconds_file
 from components.core.process import die_with_parent, quiet_environment, relax_gc
 
@@ -58,11 +59,27 @@ def stage(name: str, key: str | None = None, *, hub: bool = False) -> Iterator[R
         os.environ["HF_HUB_OFFLINE"] = "1"
     running, started = RunningStage(stage_name(name, key)), time.monotonic()
     timing = seconds_file(running.name)
-    with exit_on_user_error(), _alone(running.name):
+    with exit_on_user_error(), _explain_full_disk(running.name), _alone(running.name):
         timing.unlink(missing_ok=True)
         yield running
     seconds = {"seconds": time.monotonic() - started, "arithmetic": running.arithmetic.seconds}
     write_json(timing, {name: round(value, 3) for name, value in seconds.items()})
+
+
+@contextmanager
+def _explain_full_disk(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        free = shutil.disk_usage(".").free >> 20
+        raise UserError(
+            f"{name}: a file could not be written: {first_line(error)} ({free} MiB are free here); "
+            "make room and run again"
+        ) from error
 
 
 @contextmanager

@@ -10,7 +10,6 @@ complete.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import UserError
-from components.core.files import read_json, write_json
+from components.core.files import is_full_disk, read_json, write_json
 
 IDENTITY, STEPS, COMPLETE = "identity.json", "steps.jsonl", "complete.json"
-FULL_DISK = ("PytorchStreamWriter", "No space left", "File too large")  # in messages without an errno
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +105,10 @@ def read_steps(scratch: Path) -> Sequence[Step]:
 @contextmanager
 def explain_full_disk(scratch: Path) -> Iterator[None]:
     """Raise the libraries' errors for a full disk as a UserError of one line that says what to do."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not is_full and not any(text in str(error) for text in FULL_DISK):
+    except Exception as error:
+        if not is_full_disk(error):
             raise
         saved = last_checkpoint(scratch)
         outlook = f"it goes on after {saved.name}" if saved else "the parent's checkpoint is as it was"

@@ -79,3 +79,18 @@ def test_a_killed_stage_leaves_no_lock_behind(tmp_path: Path, number: int) -> No
     first.kill()
     first.wait()
     assert subprocess.run([sys.executable, "-c", STAGE], cwd=tmp_path, input="\n", text=True).returncode == 0
+
+
+def test_a_full_disk_ends_a_stage_with_one_line(tmp_path: Path) -> None:
+    code = (
+        "import resource, pathlib; from components.core.stage import stage; from components.core.files import write_json\n"
+        "with stage('select', '1'):\n"
+        " resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        " write_json(pathlib.Path('a.json'), {'text': 'x' * 5000})"
+    )
+    stage = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert stage.returncode == 2
+    assert stage.stderr.startswith("error: select@1: a file could not be written: File too large (")
+    assert stage.stderr.endswith("make room and run again\n")
+    assert stage.stderr.count("\n") == 1
+    assert not (tmp_path / "a.json").exists()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from components.core.errors import Unreachable, UserError
+from components.core.lock import LockedError, exclusive_lock
 from components.core.paths import PARAMS, PIPELINE, SCRATCH
 from components.core.settings.pipeline import Settings
 from components.training.deepspeed import CONFIGS, check_precision
@@ -23,17 +22,11 @@ class WorkspaceBusyError(Exception):
 @contextmanager
 def workspace_lock() -> Iterator[None]:
     """Hold the folder's lock until the block or the process ends. Raises WorkspaceBusyError, which names its holder."""
-    RUN_LOCK.parent.mkdir(exist_ok=True)
-    with RUN_LOCK.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise WorkspaceBusyError(f"another run is at work in this folder (process {file.read().strip()})") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    try:
+        with exclusive_lock(RUN_LOCK):
+            yield
+    except LockedError as holder:
+        raise WorkspaceBusyError(f"another run is at work in this folder (process {holder})") from None
 
 
 @contextmanager

@@ -6,7 +6,6 @@ with stage("score", "2") as running, statement_of(running.name):
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 
 from components.core.errors import StageBusyError, UserError, exit_on_user_error, first_line
 from components.core.files import is_full_disk, write_json
+from components.core.lock import LockedError, exclusive_lock
 from components.core.paths import lock_file, seconds_file
 from components.core.process import die_with_parent, quiet_environment, relax_gc
 
@@ -85,18 +85,10 @@ def _explain_full_disk(name: str) -> Iterator[None]:
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
     """Hold the stage's lock while this process lives. Raises StageBusyError when another process runs the stage."""
-    file = lock_file(name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise StageBusyError(
-                f"{name}: another process is running this stage here (process {lock.read().strip()}); "
-                "run again when it has ended"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
+    try:
+        with exclusive_lock(lock_file(name)):
+            yield
+    except LockedError as holder:
+        raise StageBusyError(
+            f"{name}: another process is running this stage here (process {holder}); run again when it has ended"
+        ) from None

@@ -10,9 +10,10 @@ Only iterations that params.yaml names are taken: files of an iteration that was
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from components.core.files import read_csv, read_json, write_csv
 from components.core.params import load_settings
@@ -57,6 +58,8 @@ class IterationRow:
     """Mean over the iteration's optimizer steps, in nats; None when it made none."""
     holdout_loss: float
     """Nats per token."""
+    holdout_half_width: float | None
+    """Of the 95 % interval of the holdout loss; None for a holdout of one record."""
     perplexity: float
     """On the holdout."""
     holdout_complexity: float
@@ -99,6 +102,7 @@ def _base_row(metrics: Path) -> IterationRow:
         mean_complexity=None,
         training_loss=None,
         holdout_loss=evaluated["loss"],
+        holdout_half_width=_half_width(evaluated),
         perplexity=evaluated["perplexity"],
         holdout_complexity=evaluated["mean_complexity"],
         seconds=_seconds(["evaluate_base"]),
@@ -115,10 +119,17 @@ def _iteration_row(key: str, metrics: Path, folder: Path) -> IterationRow:
         mean_complexity=score["mean_complexity"],
         training_loss=round(sum(losses) / len(losses), 6) if losses else None,
         holdout_loss=evaluate["loss"],
+        holdout_half_width=_half_width(evaluate),
         perplexity=evaluate["perplexity"],
         holdout_complexity=evaluate["mean_complexity"],
         seconds=_seconds(stage_name(name, key) for name in STAGES),
     )
+
+
+def _half_width(evaluated: Mapping[str, Any]) -> float | None:
+    if evaluated["loss_low"] is None:
+        return None
+    return float(evaluated["loss_high"] - evaluated["loss_low"]) / 2
 
 
 def _seconds(stages: Iterable[str]) -> float | None:

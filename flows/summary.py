@@ -42,15 +42,22 @@ def read_rows(settings: Settings) -> list[IterationRow]:
 
 
 def summary_table(rows: Sequence[IterationRow]) -> Table:
-    """The rows as a table for the terminal; `-` for a figure that a row does not have."""
+    """The rows as a table for people; `-` for a figure that a row does not have, after `±` half of a 95 % interval."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     for heading, _ in COLUMNS.values():
         table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for row in rows:
-        values = [(getattr(row, field), form) for field, (_, form) in COLUMNS.items()]
-        cells = ["-" if value is None else format(value, form) for value, form in values]
-        table.add_row("base" if row.iteration == 0 else cells[0], *cells[1:])
+        cells = {field: _cell(getattr(row, field), form) for field, (_, form) in COLUMNS.items()}
+        if row.iteration == 0:
+            cells["iteration"] = "base"
+        if row.holdout_half_width is not None:
+            cells["holdout_loss"] += f" ± {row.holdout_half_width:.2f}"
+        table.add_row(*cells.values())
     return table
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def print_summary(settings: Settings, *, new: bool) -> None:

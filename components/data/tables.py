@@ -86,6 +86,18 @@ SCORES = pa.schema(
 )
 
 
+EVALUATIONS = pa.schema(  # one row per record of the holdout
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("tokens", pa.int32()),  # scored positions of the response, end-of-turn tokens included
+        ("nll_conditional", pa.float64()),  # nats per token; this and the next two are null for an unscorable record
+        ("nll_unconditional", pa.float64()),  # nats per token
+        ("complexity", pa.float64()),
+    ]
+)
+
+
 SELECTION = pa.schema(
     [
         ("id", pa.string()),

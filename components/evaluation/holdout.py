@@ -5,12 +5,13 @@
     mean_complexity   mean of the records' complexity (components/scoring/ifd.py)
 
 In loss and perplexity every token has the same weight, in complexity every record. Unscorable records count in none.
+The 95 % intervals are over records (components/evaluation/statistics.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -20,32 +21,57 @@ import pyarrow as pa
 from components.core.errors import UserError
 from components.core.progress import progress
 from components.core.settings.score import ScoreSettings
+from components.data import tables
 from components.data.records import Record
+from components.evaluation.statistics import Interval, weighted_interval
 from components.scoring.ifd import UNTIMED, score_records
+
+CONFIDENCE = 0.95  # of the intervals in metrics, two-sided
+DIGITS = 6
+
+Row = Mapping[str, Any]  # of tables.EVALUATIONS
+
+
+@dataclass(frozen=True, slots=True)
+class SourceMetrics:
+    """The loss on the records of one source, in nats per token."""
+
+    records: int
+    """Scorable ones."""
+    loss: float
+    loss_low: float | None
+    """Ends of the 95 % interval; None for a single record, which has none."""
+    loss_high: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class HoldoutMetrics:
-    """The content of metrics/evaluate/N.json, beside the checkpoint's digest."""
+    """The content of metrics/evaluate/N.json, beside the checkpoint's digest; intervals as in SourceMetrics."""
 
     records: int
     unscorable: int
     tokens: int
     loss: float
+    loss_low: float | None
+    loss_high: float | None
     perplexity: float
     mean_complexity: float
+    mean_complexity_low: float | None
+    mean_complexity_high: float | None
     misaligned_share: float
+    sources: Mapping[str, SourceMetrics]
+    """By name, sorted; a source without a scorable record is missing."""
 
 
-def measure(
+def evaluate_records(
     model: Any,
     tokenizer: Any,
     holdout: Sequence[Record],
     settings: ScoreSettings,
     what: str,
     arithmetic: AbstractContextManager[object] = UNTIMED,
-) -> HoldoutMetrics:
-    """The metrics of a loaded model. Raises UserError when no record of the holdout can be scored.
+) -> pa.Table:
+    """tables.EVALUATIONS of a loaded model, in the order of `holdout`.
 
     `what` names the work in the progress line; `arithmetic` is entered while the model computes.
     """
@@ -61,22 +87,63 @@ def measure(
             advance=advance,
             arithmetic=arithmetic,
         )
-    return summarize(scores)
+    return evaluation_table(holdout, scores)
 
 
-def summarize(scores: pa.Table) -> HoldoutMetrics:
-    """The metrics of tables.SCORES of the holdout. Raises UserError when no record of it can be scored."""
-    scorable = [row for row in scores.to_pylist() if row["complexity"] is not None]
-    if not scorable:
+def evaluation_table(holdout: Sequence[Record], scores: pa.Table) -> pa.Table:
+    """tables.EVALUATIONS from tables.SCORES of the same records."""
+    sources = pa.array([record.source for record in holdout], pa.string())
+    named = scores.rename_columns(["tokens" if name == "response_tokens" else name for name in scores.column_names])
+    return named.append_column("source", sources).select(tables.EVALUATIONS.names).cast(tables.EVALUATIONS)
+
+
+def summarize(evaluations: pa.Table) -> HoldoutMetrics:
+    """The metrics of tables.EVALUATIONS. Raises UserError when no record of the holdout can be scored."""
+    rows = scorable_rows(evaluations)
+    if not rows:
         raise UserError("data/holdout.parquet: no record of the holdout can be scored; see dedupe.holdout_share")
-    tokens = sum(row["response_tokens"] for row in scorable)
-    loss = math.fsum(row["nll_conditional"] * row["response_tokens"] for row in scorable) / tokens
+    loss = loss_interval(rows)
+    complexity = weighted_interval([row["complexity"] for row in rows], [1.0] * len(rows))
+    loss_low, loss_high = ends(loss)
+    complexity_low, complexity_high = ends(complexity)
     return HoldoutMetrics(
-        records=scores.num_rows,
-        unscorable=scores.num_rows - len(scorable),
-        tokens=tokens,
-        loss=round(loss, 6),
-        perplexity=round(math.exp(loss), 6),
-        mean_complexity=round(math.fsum(row["complexity"] for row in scorable) / len(scorable), 6),
-        misaligned_share=round(sum(row["complexity"] >= 1 for row in scorable) / len(scorable), 6),
+        records=evaluations.num_rows,
+        unscorable=evaluations.num_rows - len(rows),
+        tokens=sum(row["tokens"] for row in rows),
+        loss=round(loss.mean, DIGITS),
+        loss_low=loss_low,
+        loss_high=loss_high,
+        perplexity=round(math.exp(loss.mean), DIGITS),
+        mean_complexity=round(complexity.mean, DIGITS),
+        mean_complexity_low=complexity_low,
+        mean_complexity_high=complexity_high,
+        misaligned_share=round(sum(row["complexity"] >= 1 for row in rows) / len(rows), DIGITS),
+        sources=_summarize_sources(rows),
     )
+
+
+def scorable_rows(evaluations: pa.Table) -> list[Row]:
+    """The rows of the records that the model could score."""
+    return [row for row in evaluations.to_pylist() if row["complexity"] is not None]
+
+
+def loss_interval(rows: Sequence[Row]) -> Interval:
+    """The loss over the tokens of scorable rows."""
+    return weighted_interval([row["nll_conditional"] for row in rows], [row["tokens"] for row in rows])
+
+
+def ends(interval: Interval) -> tuple[float | None, float | None]:
+    """Both ends of the interval at CONFIDENCE, rounded; None for a single record."""
+    half = interval.half_width(CONFIDENCE)
+    if not math.isfinite(half):
+        return None, None
+    return round(interval.mean - half, DIGITS), round(interval.mean + half, DIGITS)
+
+
+def _summarize_sources(rows: Sequence[Row]) -> dict[str, SourceMetrics]:
+    metrics = {}
+    for source in sorted({row["source"] for row in rows}):
+        of_source = [row for row in rows if row["source"] == source]
+        loss = loss_interval(of_source)
+        metrics[source] = SourceMetrics(len(of_source), round(loss.mean, DIGITS), *ends(loss))
+    return metrics

@@ -78,14 +78,15 @@ def evaluate_again(
     """Download a registered version and return its metrics on this holdout."""
     # PyTorch is needed here only, and most runs do not come here
     from components.data.records import read_records
-    from components.evaluation.holdout import measure
+    from components.evaluation.holdout import evaluate_records, summarize
     from components.model.load import load_model
 
     with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         checkpoint = registry.download_version(name, number, Path(folder))
         model, tokenizer = load_model(checkpoint, settings.score.dtype)
         title = f"evaluate {name} version {number} again"
-        return asdict(measure(model, tokenizer, read_records(holdout), settings.score, title, arithmetic))
+        records = read_records(holdout)
+        return asdict(summarize(evaluate_records(model, tokenizer, records, settings.score, title, arithmetic)))
 
 
 def promote_by_hand(number: str) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from components.core.params import load_settings
 from components.core.paths import PARAMS
+from components.data import tables
 from components.data.records import write_records
-from components.evaluation.holdout import summarize
+from components.evaluation.holdout import evaluation_table, summarize
 from components.evaluation.samples import generate_samples
 from components.model.load import load_model
 from components.provenance.digests import folder_digest
@@ -27,14 +28,25 @@ def test_the_stage_writes_metrics_and_samples_and_names_the_checkpoint(small_mod
     (tmp_path / PARAMS).write_bytes((SOURCE / PARAMS).read_bytes())
     write_records(tmp_path / "holdout.parquet", HOLDOUT)
     command = [sys.executable, "-m", "components.evaluate", "--iteration", "1", "--holdout", "holdout.parquet"]
-    command += ["--model", str(small_model), "--samples", "samples.json", "--metrics", "metrics.json"]
+    command += [
+        "--model",
+        str(small_model),
+        "--evaluations",
+        "evaluations.parquet",
+        "--samples",
+        "samples.json",
+        "--metrics",
+        "metrics.json",
+    ]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     metrics, samples = (json.loads((tmp_path / name).read_text()) for name in ("metrics.json", "samples.json"))
     loaded = load_model(small_model, "float32")
     scores = score_records(HOLDOUT, *loaded, max_length=512, batch_tokens=8192, system=SYSTEM)
+    evaluations = evaluation_table(HOLDOUT, scores)
     settings = load_settings(SOURCE / PARAMS).evaluate
     first = sorted(HOLDOUT, key=lambda record: record.id)[: settings.samples]
-    assert metrics == {"checkpoint": folder_digest(small_model), **asdict(summarize(scores))}
+    assert metrics == {"checkpoint": folder_digest(small_model), **asdict(summarize(evaluations))}
+    assert tables.read(tmp_path / "evaluations.parquet", tables.EVALUATIONS) == evaluations
     assert samples["checkpoint"] == metrics["checkpoint"]
     generated = generate_samples(first, *loaded, system=SYSTEM, max_length=512, sample_tokens=settings.sample_tokens)
     assert samples["samples"] == [asdict(sample) for sample in generated]

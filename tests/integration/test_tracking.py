@@ -98,6 +98,8 @@ def test_a_child_run_has_the_parameters_metrics_tables_and_hashes_of_its_stage(p
     assert "iterit.iteration" not in stages["ingest"].data.tags
     evaluate = stages["evaluate@1"]
     assert files(evaluate.info.run_id) == {
+        "data/evaluations/1.csv",
+        "data/evaluations/1.parquet",
         "metrics/evaluate/1.json",
         "samples/1.json",
         "provenance/evaluate@1.json",

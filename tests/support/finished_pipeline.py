@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +15,8 @@ from ruamel.yaml import YAML
 
 from components.core.files import write_csv, write_json
 from components.data import tables
-from components.data.records import Message, make_record, to_table, write_records
+from components.data.records import Message, make_record, read_records, to_table, write_records
+from components.evaluation.holdout import summarize
 
 PROJECT = Path(__file__).parents[2]
 RECORDS = [
@@ -81,10 +84,12 @@ def put_model(folder: Path, key: str, model: Path, *, loss: float) -> None:
     shutil.copytree(model, folder / "models" / key)
     write_json(folder / "state" / key / "progress.json", {"step": 0, "steps_per_iteration": None})
     write_json(folder / "samples" / f"{key}.json", {"samples": []})
-    evaluated = {"records": 2, "tokens": 20, "loss": loss, "perplexity": round(2.718281828**loss, 6)}
-    write_json(
-        folder / "metrics/evaluate" / f"{key}.json", {"checkpoint": "0" * 64, **evaluated, "mean_complexity": 0.5}
-    )
+    holdout = read_records(folder / "data/holdout.parquet")
+    same = {"tokens": 10, "nll_conditional": loss, "nll_unconditional": loss - math.log(0.5), "complexity": 0.5}
+    rows = [{"id": record.id, "source": record.source, **same} for record in holdout]
+    evaluations = pa.Table.from_pylist(rows, schema=tables.EVALUATIONS)
+    tables.write(folder / "data/evaluations" / f"{key}.parquet", evaluations, tables.EVALUATIONS)
+    write_json(folder / "metrics/evaluate" / f"{key}.json", {"checkpoint": "0" * 64, **asdict(summarize(evaluations))})
 
 
 def _put_iteration(folder: Path, number: int, key: str) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
+from scipy import stats
 
 from components.core.errors import UserError
+from components.core.settings.score import ScoreSettings
+from components.data import tables
 from components.data.records import Record
-from components.evaluation.holdout import summarize
+from components.evaluation.holdout import evaluate_records, evaluation_table, summarize
 from components.evaluation.samples import generate_samples
 from components.model.chat import encode_conditional, encode_prompts
 from components.model.load import load_model
@@ -44,7 +49,7 @@ def token_losses(record: Record, model: Any, tokenizer: Any) -> list[float]:
 def test_the_loss_is_the_mean_over_all_response_tokens_and_perplexity_its_exponential(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     scores = score_records(HOLDOUT, model, tokenizer, max_length=512, batch_tokens=4096, system=SYSTEM)
-    metrics = summarize(scores)
+    metrics = summarize(evaluation_table(HOLDOUT, scores))
     losses = [loss for record in HOLDOUT[:3] for loss in token_losses(record, model, tokenizer)]
     assert metrics.records == 4
     assert metrics.unscorable == 1
@@ -56,10 +61,55 @@ def test_the_loss_is_the_mean_over_all_response_tokens_and_perplexity_its_expone
     assert metrics.misaligned_share == pytest.approx(sum(value >= 1 for value in complexity) / 3, abs=1e-6)
 
 
+def test_every_record_of_the_holdout_has_a_row_with_its_source_and_losses(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    table = evaluate_records(model, tokenizer, HOLDOUT, ScoreSettings(system=SYSTEM), "evaluate")
+    assert table.schema == tables.EVALUATIONS
+    rows = table.to_pylist()
+    assert [(row["id"], row["source"]) for row in rows] == [(record.id, record.source) for record in HOLDOUT]
+    for record, row in zip(HOLDOUT[:3], rows, strict=False):
+        losses = token_losses(record, model, tokenizer)
+        assert row["tokens"] == len(losses)
+        assert row["nll_conditional"] == pytest.approx(sum(losses) / len(losses), abs=2e-6)
+        assert row["complexity"] == pytest.approx(math.exp(row["nll_conditional"] - row["nll_unconditional"]))
+    assert [rows[3][name] for name in ("nll_conditional", "nll_unconditional", "complexity")] == [None] * 3
+
+
+def holdout_rows(*rows: tuple[str, int, float | None]) -> pa.Table:
+    """tables.EVALUATIONS of (source, tokens, loss); a loss of None is an unscorable record."""
+    columns = ("nll_conditional", "nll_unconditional", "complexity")
+    content = [
+        {"id": str(index), "source": source, "tokens": tokens, **dict.fromkeys(columns, loss)}
+        for index, (source, tokens, loss) in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(content, schema=tables.EVALUATIONS)
+
+
+def test_the_means_have_intervals_overall_and_per_source() -> None:
+    rows = [("a", 10, 1.0), ("a", 10, 2.0), ("a", 10, 3.0), ("b", 30, 2.0), ("c", 4, None)]
+    metrics = summarize(holdout_rows(*rows))
+    assert metrics.loss == 2.0
+    assert metrics.loss_low is not None
+    assert metrics.loss_high is not None
+    assert (metrics.loss_low + metrics.loss_high) / 2 == pytest.approx(2.0)
+    expected = stats.ttest_1samp([1.0, 2.0, 3.0], 0).confidence_interval(0.95)
+    of_a = metrics.sources["a"]
+    assert (of_a.records, of_a.loss) == (3, 2.0)
+    assert (of_a.loss_low, of_a.loss_high) == (
+        pytest.approx(expected.low, abs=1e-6),
+        pytest.approx(expected.high, abs=1e-6),
+    )
+    assert asdict(metrics.sources["b"]) == {"records": 1, "loss": 2.0, "loss_low": None, "loss_high": None}
+    assert list(metrics.sources) == ["a", "b"]
+    complexity = stats.ttest_1samp([1.0, 2.0, 3.0, 2.0], 0).confidence_interval(0.95)
+    assert metrics.mean_complexity_low == pytest.approx(complexity.low, abs=1e-6)
+    assert metrics.mean_complexity_high == pytest.approx(complexity.high, abs=1e-6)
+
+
 def test_a_holdout_without_a_scorable_record_is_an_error(loaded: tuple[Any, Any]) -> None:
     scores = score_records(HOLDOUT[3:], *loaded, max_length=512, batch_tokens=4096, system=SYSTEM)
     with pytest.raises(UserError, match="no record of the holdout can be scored"):
-        summarize(scores)
+        summarize(evaluation_table(HOLDOUT[3:], scores))
 
 
 def test_samples_are_greedy_and_independent_of_the_others_in_the_batch(loaded: tuple[Any, Any]) -> None:

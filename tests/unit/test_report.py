@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from components import report
 from components.core.errors import UserError
 from components.core.files import write_csv, write_json
 from components.core.params import load_settings
 from components.core.paths import seconds_file
+from flows.summary import summary_table
 from tests.support.project import edit_params
 
 PROJECT = Path(__file__).parents[2]
@@ -24,7 +27,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copyfile(PROJECT / "params.yaml", tmp_path / "params.yaml")
     edit_params(tmp_path, {"iterations": {"1": {"parent": "base"}, "2": {"parent": "1"}}}, replace=True)
     for number, key in enumerate(("base", "1", "2", "3")):
-        evaluated = {"loss": 3.25 - number / 4, "perplexity": 25.79, "mean_complexity": 0.5, "records": 7}
+        loss = 3.25 - number / 4
+        interval = {"loss": loss, "loss_low": loss - 0.21, "loss_high": loss + 0.21}
+        evaluated = {**interval, "perplexity": 25.79, "mean_complexity": 0.5, "records": 7}
         write_json(tmp_path / f"metrics/evaluate/{key}.json", evaluated)
     for key in ("1", "2", "3"):
         write_json(tmp_path / f"metrics/score/{key}.json", {"records": 40, "mean_complexity": 0.123456})
@@ -73,6 +78,18 @@ def test_an_iteration_took_what_its_stages_took_when_all_of_them_have_run_here()
     assert [row.seconds for row in rows()] == [None, None, None]
     write_json(seconds_file("evaluate@1"), {"seconds": 2.0})
     assert [row.seconds for row in rows()] == [None, 5.8, None]
+
+
+def test_the_holdout_loss_is_shown_with_half_of_its_interval_in_at_most_100_columns() -> None:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(summary_table([replace(row, scored=100_000, seconds=100_000.0) for row in rows()]))
+    lines = captured.get().splitlines()
+    assert max(map(len, (line.rstrip() for line in lines))) <= 100
+    assert "3.2500 ± 0.21" in lines[-3]
+    with console.capture() as captured:  # one record has no interval
+        console.print(summary_table([replace(rows()[0], holdout_half_width=None)]))
+    assert "±" not in captured.get()
 
 
 def test_missing_metrics_are_reported_by_file() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from components.core.errors import UserError, first_line
 from components.core.process import keep_freed_memory
+from components.model.weights import load_weights
 
 PREPACKED_ROWS = 2048  # input rows that oneDNN chooses the weights' layout for; other numbers work as well
 
@@ -18,7 +19,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"{folder}: no tokenizer that can be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(
@@ -33,22 +34,12 @@ def load_model(folder: Path, dtype: str) -> tuple[Any, Any]:
     Raises UserError when either cannot be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     keep_freed_memory()
     tokenizer = load_tokenizer(folder)
     logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=getattr(torch, dtype),
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no model that can be loaded: {first_line(error)}") from error
+    model = load_weights(folder, name=str(folder), dtype=getattr(torch, dtype))
     # one GPU per process
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from components.core.errors import UserError, first_line
+from components.model.weights import check_folder, check_model, load_weights
 
 
 def load_folder(folder: Path, *, name: str) -> tuple[Any, Any]:
     """The model, in the dtype its weights are stored in, and the tokenizer; error messages call the folder `name`.
 
-    Raises UserError for weights that are pickled, quantized, missing or damaged, and for an unknown architecture.
+    Raises UserError for weights that are pickled, quantized, missing, damaged or of another configuration, and for an
+    unknown architecture.
     """
-    from safetensors import SafetensorError
+    check_folder(folder, name=name)
+    from transformers import AutoTokenizer
 
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{name}: not a Hugging Face model folder: no config.json in it")
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-        problem = f"{pickles[0]} is pickle, which can run code and is never loaded" if pickles else "no weights in it"
-        raise UserError(f"{name}: {problem}; safetensors weights are needed")
-    if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-        raise UserError(f"{name}: its weights are quantized and cannot be trained; name the unquantized model")
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **local)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"{name}: not a causal language model that transformers can load: {first_line(error)}"
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        problem = f"its tokenizer cannot be loaded: {first_line(error)}"
+        raise UserError(f"{name}: not a causal language model that transformers can load: {problem}") from error
+    model = load_weights(folder, name=name, dtype="auto")
+    check_model(model, name=name)
     return model, tokenizer

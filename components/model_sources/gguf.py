@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import UserError, first_line
+from components.model.weights import check_model, check_report, own_attention
 
 
 def load_gguf(file: Path, scratch: Path, *, name: str) -> tuple[Any, Any]:
@@ -24,28 +25,30 @@ def load_gguf(file: Path, scratch: Path, *, name: str) -> tuple[Any, Any]:
     try:
         # AutoTokenizer would parse the file once more to learn the tokenizer's class, which is the same for all GGUF
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
-        loaded = _dequantize(copy_without_vocabulary(file, scratch / "weights.gguf"))
-    # gguf raises NotImplementedError for a quantization that it cannot undo
-    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+        loaded, report = _dequantize(copy_without_vocabulary(file, scratch / "weights.gguf"))
+    except Exception as error:  # a file of somebody else fails anywhere in gguf, tokenizers and transformers
         raise UserError(f"{name}: not a GGUF model that transformers can read: {first_line(error)}") from error
+    check_report(report, name=name)
+    check_model(loaded, name=name)
     return _without_origin(loaded), tokenizer
 
 
-def _dequantize(weights: Path) -> Any:
-    """The model in float32; `weights` is removed."""
+def _dequantize(weights: Path) -> tuple[Any, Any]:
+    """The model in float32, and transformers' loading report; `weights` is removed."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
     with _cached_name_table():
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             weights.parent,
             gguf_file=weights.name,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
             trust_remote_code=False,
         )
     weights.unlink()
-    return model
+    return model, report
 
 
 @contextmanager
@@ -71,7 +74,9 @@ def _without_origin(loaded: Any) -> Any:
         if hasattr(config, attribute):
             delattr(config, attribute)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=own_attention(config), trust_remote_code=False
+        )
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     return model

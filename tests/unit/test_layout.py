@@ -21,7 +21,7 @@ ROOMS = {
     "data": set(),
     "provenance": set(),
     "data_sources": {"data"},
-    "model_sources": {"provenance"},
+    "model_sources": {"model", "provenance"},
     "model": {"data"},
     "tracking": {"data", "provenance"},
     "strategies": set(),

@@ -375,5 +375,5 @@ def test_a_folder_without_tokenizer_or_safetensors_is_an_error(small_model: Path
         load_model(tmp_path, "float32")
     shutil.copytree(small_model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(UserError, match="no model"):
+    with pytest.raises(UserError, match="pytorch_model.bin is pickle"):
         load_model(tmp_path / "model", "float32")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import UserError
+from components.core.errors import UserError, printable
 from components.core.files import write_json
 from components.core.params import load_settings
 from components.core.paths import PARAMS
@@ -31,6 +31,7 @@ from components.data_sources.shapes import BadRecordError
 from components.provenance.statements import statement_of
 
 DETAIL_LENGTH = 300  # characters of a rejection's detail that are kept
+ENOUGH_REJECTED = 100_000  # values after which the share of a source is checked before its end: memory is finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,14 @@ class IngestSummary:
 
     records: int
     sources: dict[str, SourceCounts]
+    files_without_records: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields; `files_without_records` only where there are some."""
+        fields = asdict(self)
+        if not self.files_without_records:
+            del fields["files_without_records"]
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +67,27 @@ class Ingested:
     records: list[Record]
     rejected: list[Rejection]
     counts: dict[str, SourceCounts]
+    files_without_records: list[str]
 
     def summary(self) -> IngestSummary:
-        return IngestSummary(len(self.records), self.counts)
+        return IngestSummary(len(self.records), self.counts, self.files_without_records)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a source that may differ in shape from the others: a file, or a source of another kind as a whole."""
+
+    file: Path | None
+    items: Items
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRead:
+    """The records of a source in its order, a rejection for every value that makes none, and the silent files."""
+
+    records: list[Record]
+    rejected: list[Rejection]
+    files_without_records: list[str]
 
 
 def ingest(settings: IngestSettings, manifests: Path) -> Ingested:
@@ -69,15 +96,16 @@ def ingest(settings: IngestSettings, manifests: Path) -> Ingested:
     Raises UserError when a source cannot be read, when too large a share of a source is rejected, and when no source
     has a record.
     """
-    result = Ingested([], [], {})
+    result = Ingested([], [], {}, [])
     for name, source in settings.sources.items():
-        records, rejected = read_source(name, source, manifests, settings.max_characters)
-        count = len(records) + len(rejected)
-        _check_rejected_share(name, rejected, count, settings.max_rejected_share)
-        kept, over_cap = _apply_cap(records, source.cap)
+        read = read_source(name, source, manifests, settings)
+        count = len(read.records) + len(read.rejected)
+        _check_rejected_share(name, read.rejected, count, settings.max_rejected_share)
+        kept, over_cap = _apply_cap(read.records, source.cap)
         result.records.extend(kept)
-        result.rejected.extend([*rejected, *over_cap])
-        result.counts[name] = SourceCounts(count, len(kept), len(rejected), len(over_cap))
+        result.rejected.extend([*read.rejected, *over_cap])
+        result.files_without_records.extend(read.files_without_records)
+        result.counts[name] = SourceCounts(count, len(kept), len(read.rejected), len(over_cap))
     if not result.records:
         raise UserError(
             f"{PARAMS}: ingest: no source holds a record ({', '.join(settings.sources)}); "
@@ -86,49 +114,66 @@ def ingest(settings: IngestSettings, manifests: Path) -> Ingested:
     return result
 
 
-def read_source(
-    name: str, source: Source, manifests: Path, max_characters: int
-) -> tuple[list[Record], list[Rejection]]:
-    """The records of one source in its order, and a rejection for every value that makes none.
+def read_source(name: str, source: Source, manifests: Path, settings: IngestSettings) -> SourceRead:
+    """The values of one source as records and rejections.
 
-    Raises UserError for a file in which no value has a known shape, and for a column of the source's `columns` that
-    occurs in no value.
+    Raises UserError for a file in which no value has a known shape, for a column of the source's `columns` that occurs
+    in no value, and when too large a share of very many values is rejected.
     """
-    records: list[Record] = []
-    rejected: list[Rejection] = []
+    read = SourceRead([], [], [])
     columns = None if isinstance(source, DocstringSource) else source.columns
     unseen = {key for key in (columns.input, columns.system) if key} if columns else set()
-    for part in _parts(name, source, manifests):
-        records_before, unknown_shape = len(records), None
-        for item in part:
+    for part in _parts(name, source, manifests, settings):
+        records_before, unknown_shape = len(read.records), None
+        for item in part.items:
             if unseen and isinstance(item.value, dict):
                 unseen.difference_update(item.value)
             try:
-                records.append(_convert(name, item, columns, max_characters))
+                read.records.append(_convert(name, item, columns, settings.max_characters))
             except BadRecordError as bad:
-                rejected.append(_rejection(name, item.where, bad))
+                read.rejected.append(_rejection(name, item.where, bad))
                 if bad.reason == "unknown_shape":
-                    unknown_shape = unknown_shape or f"{item.where}: {bad.detail}"
-        if unknown_shape and len(records) == records_before:  # not single values, but the whole file
-            raise UserError(unknown_shape)
-    if records and unseen:
+                    unknown_shape = unknown_shape or _unknown_shape(name, source, item, bad)
+                if len(read.rejected) % ENOUGH_REJECTED == 0:
+                    count = len(read.records) + len(read.rejected)
+                    _check_rejected_share(name, read.rejected, count, settings.max_rejected_share)
+        if len(read.records) == records_before:
+            if unknown_shape:  # not single values, but the whole file
+                raise UserError(unknown_shape)
+            if part.file:
+                read.files_without_records.append(part.file.as_posix())
+    if read.records and unseen:
         raise UserError(f"source {name}: no record has the column {min(unseen)!r}, which the source's columns name")
-    return records, rejected
+    return read
 
 
-def _parts(name: str, source: Source, manifests: Path) -> list[Items]:
-    """The parts of a source that may differ in shape: its files, or a source of another kind as a whole."""
+def _parts(name: str, source: Source, manifests: Path, settings: IngestSettings) -> Iterator[Part]:
     if isinstance(source, DocstringSource):
         from components.data_sources.docstrings import read_docstrings
 
-        return [read_docstrings()]
+        yield Part(None, read_docstrings())
+        return
+    from components.data_sources.reading import Reading
+
+    reading = Reading(source.columns, settings.max_line_bytes, settings.max_file_bytes)
     if isinstance(source, DatasetSource):
         from components.data_sources.hub import read_dataset
 
-        return [read_dataset(name, source)]
+        yield Part(None, read_dataset(name, source, reading))
+        return
     from components.data_sources.files import read_file
 
-    return [read_file(path) for path in listed_files(manifests / f"{name}.json")]
+    for path in listed_files(manifests / f"{name}.json"):
+        yield Part(path, read_file(path, reading))
+
+
+def _unknown_shape(name: str, source: Source, item: Item, bad: BadRecordError) -> str:
+    """The error for a file of unknown shape, with the line of params.yaml that would make it known."""
+    proposal = shapes.propose_columns(item.value) if isinstance(item.value, dict) else None
+    if proposal is None:
+        return f"{item.where}: {bad.detail}"
+    kind = "datasets" if isinstance(source, DatasetSource) else "files"
+    return f"{item.where}: {bad.detail}; for these, in {PARAMS} under ingest.{kind}.{name}: {proposal}"
 
 
 def _convert(name: str, item: Item, columns: Columns | None, max_characters: int) -> Record:
@@ -145,7 +190,7 @@ def _convert(name: str, item: Item, columns: Columns | None, max_characters: int
     return record
 
 
-def _messages(value: dict[str, Any], columns: Columns | None) -> shapes.Messages:
+def _messages(value: dict[str, Any], columns: Columns | None) -> shapes.Turns:
     """The conversation of a value. Raises BadRecordError, which for an unknown shape names the value's keys."""
     if columns is not None:
         missing = [key for key in (columns.prompt, columns.response) if key not in value]
@@ -154,12 +199,7 @@ def _messages(value: dict[str, Any], columns: Columns | None) -> shapes.Messages
         return shapes.from_columns(value, columns)
     convert = shapes.recognize(value)
     if convert is None:
-        raise BadRecordError(
-            "unknown_shape",
-            f"keys {', '.join(map(repr, list(value)[:8]))}; known are instruction/input/output, "
-            "instruction/context/response, conversations and messages; "
-            f"for anything else name the columns: {PARAMS}: the source's columns",
-        )
+        raise BadRecordError("unknown_shape", shapes.describe_unknown(value))
     return convert(value)
 
 
@@ -217,9 +257,11 @@ def main() -> None:
         _remove_other_manifests(options.manifests, settings.files)
         write_records(options.records, result.records)
         tables.write_rows(options.rejected, result.rejected, tables.REJECTED)
-        write_json(options.metrics, asdict(result.summary()))
+        write_json(options.metrics, result.summary().to_json())
         for name, counts in result.counts.items():
             print(f"ingest: {name}: " + ", ".join(f"{number:,} {what}" for what, number in asdict(counts).items()))
+        for path in result.files_without_records:
+            print(f"ingest: {printable(path)}: no record in this file")
 
 
 if __name__ == "__main__":

@@ -9,21 +9,28 @@ from typing import Any
 from components.core.errors import Unreachable, UserError, first_line
 from components.core.paths import PARAMS
 from components.core.settings.ingest import DatasetSource
+from components.data_sources.arrow_files import ROWS, convert_rows, validate, wanted_columns
 from components.data_sources.item import Item, Items
+from components.data_sources.reading import Reading
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def read_dataset(name: str, source: DatasetSource) -> Items:
-    """Yield the rows of the split of the source `name`.
+def read_dataset(name: str, source: DatasetSource, reading: Reading | None = None) -> Items:
+    """Yield the rows of the split of the source `name`; a column that no record is made of is None in every row.
 
     Raises UserError for a dataset, split or configuration that does not exist and for a hub dataset without a
     revision, and Unreachable when the hub does not answer.
     """
     key = f"{PARAMS}: ingest.datasets.{name}"
-    rows = _load_from_disk(key, source) if Path(source.name).exists() else _load_from_hub(key, source)
-    for number, value in enumerate(rows, 1):
-        yield Item(f"{source.name} {source.split} row {number}", value)
+    loaded = _load_from_disk(key, source) if Path(source.name).exists() else _load_from_hub(key, source)
+    number, where = 0, f"{source.name} {source.split}"
+    wanted = wanted_columns(where, loaded.column_names, reading or Reading(source.columns))
+    for batch in loaded.select_columns(wanted).with_format("arrow").iter(ROWS):
+        validate(where, batch)  # the files are mapped into memory as they are
+        for value, reason, detail in convert_rows(batch, loaded.column_names):
+            number += 1
+            yield Item(f"{where} row {number}", value, reason, detail)
 
 
 def _load_from_disk(key: str, source: DatasetSource) -> Any:

@@ -120,14 +120,15 @@ def test_records_over_a_cap_are_not_bad() -> None:
 
 def test_a_file_of_unknown_shape_ends_the_stage_and_the_error_lists_the_known_shapes() -> None:
     write_lines("folder/a.jsonl", GOOD)
-    write_lines("folder/b.jsonl", [{"question": "a", "answer": "b"}])
+    write_lines("folder/b.jsonl", [{"id": "x", "the question": "a", "reply": "b"}])
     with pytest.raises(UserError) as error:
         run({"mine": {"path": "folder"}})
     message = str(error.value)
-    assert message.startswith("folder/b.jsonl line 1: keys 'question', 'answer'; known are ")
+    assert message.startswith("folder/b.jsonl line 1: keys 'id', 'the question', 'reply'; known are ")
+    assert message.endswith('ingest.files.mine: columns: {prompt: "the question", response: reply}')
     for word in ("instruction/input/output", "instruction/context/response", "conversations", "messages", "columns"):
         assert word in message
-    with_columns = {"path": "folder/b.jsonl", "columns": {"prompt": "question", "response": "answer"}}
+    with_columns = {"path": "folder/b.jsonl", "columns": {"prompt": "the question", "response": "reply"}}
     assert run({"mine": with_columns}).records[0].response == "b"
 
 
@@ -145,7 +146,14 @@ def test_the_error_for_a_missing_column_names_it(columns: dict[str, str], messag
     source = {**write_lines("a.jsonl", [{"question": "a", "answer": "b"}]), "columns": columns}
     with pytest.raises(UserError) as error:
         run({"mine": source})
-    assert str(error.value) == message
+    assert str(error.value).startswith(message)
+
+
+def test_a_file_without_a_record_is_named_and_only_then() -> None:
+    write_lines("folder/a.jsonl", GOOD)
+    assert "files_without_records" not in run({"mine": {"path": "folder"}}).summary().to_json()
+    Path("folder/b.json").write_text('{"version": 1, "rows": []}')
+    assert run({"mine": {"path": "folder"}}).summary().to_json()["files_without_records"] == ["folder/b.json"]
 
 
 def test_a_source_may_be_empty_but_not_all_of_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from components.data_sources.docstrings import read_docstrings
 from components.data_sources.file_manifest import ListedFile, Manifest, list_files, listed_files, write_manifest
 from components.data_sources.files import read_file
 from components.data_sources.hub import read_dataset
+from components.data_sources.reading import Reading
 
 ROWS = [
     {"instruction": "Größe?", "input": "", "output": 'a "quoted", value'},
@@ -138,6 +140,8 @@ def texts(value: dict[str, Any]) -> list[tuple[str, str]]:
 
 ONE_TURN = [("user", "Add.\nInput: 1 2"), ("assistant", "3")]
 QUESTION = {"role": "user", "content": "a"}
+EMPTY = {"role": "assistant", "content": ""}
+SHORT = [("user", "Hi"), ("assistant", "Hello")]
 TWO_TURNS = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "1+1?"), ("assistant", "2")]
 
 
@@ -167,6 +171,32 @@ TWO_TURNS = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("u
                 ]
             },
             TWO_TURNS,
+        ),
+        ({"prompt": "Hi", "completion": "Hello"}, SHORT),
+        (
+            {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]},
+            SHORT,
+        ),
+        ({"question": "Hi", "answer": "Hello"}, SHORT),
+        ({"system_prompt": "Be kind.", "question": "Hi", "response": "Hello"}, [("system", "Be kind."), *SHORT]),
+        ({"conversation": [{"role": "user", "value": "Hi"}, {"role": "gpt", "value": "Hello"}]}, SHORT),
+        ({"items": [{"speaker": "human", "text": "Hi"}, {"speaker": "gpt", "text": "Hello"}]}, SHORT),
+        (
+            {"instruction": "1+1?", "output": "2", "system": "Be kind.", "history": [["Hi", "Hello"]]},
+            TWO_TURNS,
+        ),
+        ({"instruction": "Hi", "output": "Hello", "system": "", "history": None}, SHORT),
+        # the last response that is to be trained ends the record
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "Hi"},
+                    {"role": "assistant", "content": "Hello", "weight": 1},
+                    QUESTION,
+                    {"role": "assistant", "content": "b", "weight": 0},
+                ]
+            },
+            SHORT,
         ),
     ],
 )
@@ -208,6 +238,15 @@ def test_columns_can_have_any_name() -> None:
         ({"messages": [{"role": "tool", "content": "a"}]}, "unknown_shape"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not_text"),
         ({"conversations": [{"from": None, "value": "a"}]}, "unknown_shape"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": "b", "weight": 0}]}, "not_to_be_trained"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": "b", "train": False}]}, "not_to_be_trained"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": "b", "weight": 0.5}]}, "not_to_be_trained"),
+        ({"instruction": "a", "output": "b", "weight": 0}, "not_to_be_trained"),
+        ({"prompt": "a", "completion": "b", "label": False}, "not_to_be_trained"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": "b", "reasoning_content": "c"}]}, "reasoning"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]}, "tool_calls"),
+        ({"messages": [QUESTION, EMPTY, QUESTION, {"role": "assistant", "content": "b"}]}, "no_response"),
+        ({"instruction": "a", "output": "b", "history": "c"}, "unknown_shape"),
         ({"messages": [QUESTION, {"role": "assistant", "content": [{"type": "text", "text": None}]}]}, "no_response"),
         ({"messages": [QUESTION, {"role": "assistant", "content": [{"type": "text", "text": 7}]}]}, "not_text"),
     ],
@@ -219,7 +258,102 @@ def test_a_value_that_makes_no_record_has_a_reason(value: dict[str, Any], reason
 
 
 def test_an_unknown_shape_is_not_guessed() -> None:
-    assert shapes.recognize({"question": "a", "answer": "b"}) is None
+    assert shapes.recognize({"ask": "a", "reply": "b"}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"instruction": "a", "output": "b", "history": []}, [{"instruction": "a", "output": "b", "history": []}]),
+        ({"conversations": [QUESTION], "tags": ["x"]}, [{"conversations": [QUESTION], "tags": ["x"]}]),
+        ({"names": ["a"], "rows": [QUESTION]}, [QUESTION]),  # several lists, only one of objects
+        ({"version": 1, "rows": []}, []),
+        ({"ask": "a", "reply": "b"}, [{"ask": "a", "reply": "b"}]),  # ingest names the columns to choose from
+    ],
+)
+def test_an_object_in_a_file_is_a_record_or_holds_the_only_list_of_records(
+    tmp_path: Path, value: dict[str, Any], expected: list[Any]
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    assert [item.value for item in read_file(tmp_path / "a.json")] == expected
+
+
+def test_a_tree_of_messages_is_refused_by_name() -> None:
+    assert "a tree (OASST)" in shapes.describe_unknown({"message_id": "1", "parent_id": None, "text": "a", "role": "x"})
+    assert "a tree (OASST)" in shapes.describe_unknown({"message_tree_id": "1", "prompt": {"replies": []}})
+
+
+def test_values_of_a_json_list_are_read_one_by_one_whatever_the_window(tmp_path: Path) -> None:
+    rows = [{"instruction": "ä" * (3**power), "output": "\\\n\u2028"} for power in range(12)] + [-1.5e300, None, [[]]]
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    assert [item.value for item in read_file(tmp_path / "a.json")] == rows
+    late = json.dumps(rows)[:-1] + ",\n\n {1}]"
+    (tmp_path / "a.json").write_text(late)
+    with pytest.raises(UserError, match=r"a\.json line 3 column 3: not valid JSON: Expecting property name"):
+        list(read_file(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.json.gz", "a.parquet", "a.parquet.gz", "a.arrow"])
+def test_a_file_over_the_limit_after_decompression_is_refused(tmp_path: Path, name: str) -> None:
+    rows = [{"instruction": "a" * 9000, "output": "b"}] * 1000
+    plain = tmp_path / name.removesuffix(".gz")
+    if ".parquet" in name:
+        pq.write_table(pa.Table.from_pylist(rows), plain, compression="none", use_dictionary=False)
+    elif ".arrow" in name:
+        with pa.ipc.new_stream(str(plain), pa.Table.from_pylist(rows).schema) as stream:
+            stream.write_table(pa.Table.from_pylist(rows))
+    elif ".csv" in name:
+        pa.csv.write_csv(pa.Table.from_pylist(rows), plain)
+    else:
+        lines = [json.dumps(row) for row in rows]
+        plain.write_text("[" + ",".join(lines) + "]" if ".json.gz" in name else "\n".join(lines))
+    path = tmp_path / name
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(UserError, match=r"more than 8,000,000 bytes after decompression .*ingest\.max_file_bytes"):
+        list(read_file(path, Reading(max_file_bytes=8_000_000)))
+
+
+def test_a_line_a_row_and_a_value_over_the_limit_are_refused_or_listed(tmp_path: Path) -> None:
+    reading, long = Reading(max_line_bytes=1000), "a" * 1000
+    (tmp_path / "a.jsonl").write_text(f'{{"output": "{long}"}}\n{{}}\n')
+    assert [item.reason for item in read_file(tmp_path / "a.jsonl", reading)] == ["line_too_long", None]
+    (tmp_path / "a.csv").write_text(f'instruction,output\nb,"{long}"\n')
+    (tmp_path / "b.csv").write_text("instruction,output\n" + '"a\n",' * 400)
+    (tmp_path / "a.json").write_text(f'[1,\n{{"output": "{long}"}}]')
+    (tmp_path / "b.json").write_text(f'{{"output": "{long}"}}')
+    for name in ("a.csv", "b.csv", "a.json", "b.json"):
+        with pytest.raises(UserError, match=rf"{name}.* longer than 1,000 bytes .*ingest\.max_line_bytes"):
+            list(read_file(tmp_path / name, reading))
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.parquet"])
+def test_columns_that_are_not_read_are_not_converted_and_broken_values_are_named(tmp_path: Path, name: str) -> None:
+    bad = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"b\xff"))
+    out_of_range = pa.array([2**62, 1], pa.timestamp("s"))
+    table = pa.table({"instruction": ["a", "a"], "output": bad, "when": out_of_range})
+    if name == "a.parquet":
+        pq.write_table(
+            table.set_column(2, "when", out_of_range.cast(pa.int64()).cast(pa.timestamp("us"))), tmp_path / name
+        )
+    else:
+        with pa.ipc.new_stream(str(tmp_path / name), table.schema) as stream:
+            stream.write_table(table)
+    good, broken = read_file(tmp_path / name)
+    assert good.value == {"instruction": "a", "output": "b", "when": None}
+    assert (broken.where, broken.reason) == (f"{tmp_path / name} row 2", "not_utf8")
+    assert broken.detail.startswith("column 'output'")
+
+
+def test_a_corrupted_arrow_file_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    path, table = tmp_path / "a.arrow", pa.table({"instruction": ["a"] * 3, "output": ["bcdef", "ghijk", "lmnop"]})
+    with pa.ipc.new_stream(str(path), table.schema) as stream:
+        stream.write_table(table)
+    offsets, wild = struct.pack("4i", 0, 5, 10, 15), struct.pack("4i", 0, 5, 2**31 - 16, 15)
+    assert path.read_bytes().count(offsets) == 1
+    path.write_bytes(path.read_bytes().replace(offsets, wild))
+    with pytest.raises(UserError, match=r"a\.arrow: column 'output': cannot be read"):
+        list(read_file(tmp_path / "a.arrow"))
 
 
 MODULE = """

@@ -11,11 +11,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from components.core.errors import UserError
+from components.core.errors import UserError, printable
 from components.core.params import load_settings
-from components.core.paths import PARAMS
+from components.core.paths import PARAMS, PIPELINE
 from components.core.stage import stage
-from components.data_sources.file_manifest import FORMATS, list_files, write_manifest
+from components.data_sources.file_manifest import (
+    FORMATS,
+    check_experiment,
+    check_source,
+    is_readable_format,
+    list_files,
+    write_manifest,
+)
+from components.provenance.pipeline import output_places
 from components.provenance.statements import statement_of
 
 
@@ -28,10 +36,21 @@ def main() -> None:
         sources = load_settings().ingest.files
         if options.source not in sources:
             raise UserError(f"{PARAMS}: ingest.files: no source {options.source!r}; there are {', '.join(sources)}")
-        manifest = list_files(options.source, sources[options.source])
+        source = sources[options.source]
+        mistakes = check_source(options.source, source, output_places() if PIPELINE.is_file() else ())
+        if mistakes:
+            raise UserError(*mistakes)
+        manifest = list_files(options.source, source)
+        check_experiment(options.source, source, manifest)
         for path in manifest.ignored:
-            print(f"{path}: ignored; only {', '.join(FORMATS)} (also with .gz or .zst) are read")
+            print(f"{printable(path)}: ignored; {_why_ignored(Path(path))}")
         write_manifest(options.manifest, manifest)
+
+
+def _why_ignored(path: Path) -> str:
+    if path.is_symlink() and (path.is_dir() or is_readable_format(path)):
+        return "a link; one out of the source's folder is followed with follow_links: true"
+    return f"only {', '.join(FORMATS)} (also with .gz or .zst) are read"
 
 
 if __name__ == "__main__":

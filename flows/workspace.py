@@ -10,6 +10,8 @@ from components.core.errors import Unreachable, UserError
 from components.core.lock import LockedError, exclusive_lock
 from components.core.paths import PARAMS, PIPELINE, SCRATCH
 from components.core.settings.pipeline import Settings
+from components.data_sources.file_manifest import check_source
+from components.provenance.pipeline import output_places
 from components.training.deepspeed import CONFIGS, check_precision
 
 RUN_LOCK = SCRATCH / "lock"
@@ -42,7 +44,7 @@ def claim_workspace() -> Iterator[None]:
 def check_workspace(settings: Settings) -> None:
     """Raises UserError, one line per mistake, for what would otherwise fail in the middle of a run."""
     _check_repository()
-    mistakes = [*_missing_sources(settings), *_missing_models(settings), *_unknown_config(settings)]
+    mistakes = [*_wrong_sources(settings), *_missing_models(settings), *_unknown_config(settings)]
     if mistakes:
         raise UserError(*mistakes)
     check_precision(settings.finetune.deepspeed, settings.finetune.dtype)
@@ -57,10 +59,10 @@ def _check_repository() -> None:
         raise UserError(".git: not found; DVC needs a git repository: git init")
 
 
-def _missing_sources(settings: Settings) -> Iterator[str]:
+def _wrong_sources(settings: Settings) -> Iterator[str]:
+    outputs = output_places()
     for name, source in settings.ingest.files.items():
-        if not Path(source.path).exists():
-            yield f"{PARAMS}: ingest.files.{name}.path: {source.path}: no such file or folder"
+        yield from check_source(name, source, outputs)
 
 
 def _missing_models(settings: Settings) -> Iterator[str]:

@@ -6,16 +6,21 @@ Also the list of the file formats that components/data_sources/files.py reads.
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from components.core.errors import UserError
+from components.core.errors import UserError, first_line
 from components.core.files import read_json, write_json
 from components.core.paths import PARAMS
 from components.core.settings.ingest import FileSource
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow")
 COMPRESSIONS = (".gz", ".zst")
+LONGEST_SHOWN = 120  # characters of a wrong path that an error repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +40,141 @@ class Manifest:
     ignored: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What lies in a source's folder: a file to read, a link that is not followed, or something that cannot be read."""
+
+    path: Path
+    followed: bool = True
+    mistake: str | None = None
+
+    @property
+    def is_read(self) -> bool:
+        return self.followed and is_readable_format(self.path)
+
+
 def list_files(name: str, source: FileSource) -> Manifest:
     """The manifest of the source `name`. Hidden files of a folder are in neither list.
 
-    Raises UserError for a path that does not exist, a pattern that is no glob below the folder, a file that cannot be
-    read, and a path to a single file of unknown format.
+    Raises UserError for a path that does not exist, a pattern that is no glob below the folder, anything in the folder
+    that cannot be read, and a path to a single file of unknown format.
     """
     path = Path(source.path)
+    mistakes = list(_mistakes_of_path(name, path))
+    if mistakes:
+        raise UserError(*mistakes)
     if path.is_dir():
-        files = _matching_files(name, path, source.pattern)
-    elif not path.is_file():
-        raise UserError(f"{PARAMS}: ingest.files.{name}.path: {path}: no such file or folder")
+        entries = _matching_entries(name, path, source)
     elif is_readable_format(path):
-        files = [path]
+        entries = [Entry(path)]
     else:
         raise UserError(
-            f"{PARAMS}: ingest.files.{name}.path: {path}: unknown extension; "
-            f"expected {', '.join(FORMATS)}, each also with .gz or .zst"
+            f"{_key(name)}: {path}: unknown extension; expected {', '.join(FORMATS)}, each also with .gz or .zst"
         )
     return Manifest(
-        [_describe(file) for file in files if is_readable_format(file)],
-        [file.as_posix() for file in files if not is_readable_format(file)],
+        [_describe(entry.path) for entry in entries if entry.is_read],
+        [entry.path.as_posix() for entry in entries if not entry.is_read],
     )
+
+
+def check_source(name: str, source: FileSource, outputs: Iterable[str]) -> list[str]:
+    """A mistake for everything that DVC would hang on or fail at in the source. `outputs`: what the pipeline writes."""
+    path = Path(source.path)
+    mistakes = list(_mistakes_of_path(name, path))
+    if mistakes:
+        return mistakes
+    place, project = path.resolve(), Path.cwd()
+    if project.is_relative_to(place):
+        return [f"{_key(name)}: {path}: holds the project itself; give the source a folder of its own"]
+    for output in outputs:
+        written = (project / output).resolve()
+        if written.is_relative_to(place) or place.is_relative_to(written):
+            return [f"{_key(name)}: {path}: the pipeline writes {output}; give the source a folder of its own"]
+    entries = _walk(path, source.follow_links) if path.is_dir() else ()
+    return [f"{_key(name)}: {entry.path}: {entry.mistake}" for entry in entries if entry.mistake]
+
+
+def check_experiment(name: str, source: FileSource, listed: Manifest) -> None:
+    """Raises UserError when an experiment in a folder of its own (--temp, --queue) has other files than the project.
+
+    DVC copies to that folder what git tracks, and names the project in DVC_ROOT.
+    """
+    project = Path(os.environ.get("DVC_ROOT", "."))
+    if Path(source.path).is_absolute() or project.resolve() == Path.cwd():
+        return
+    there = list_files(name, source.model_copy(update={"path": str(project / source.path)})).files
+    expected = {(Path(file.path).relative_to(project).as_posix(), file.sha256) for file in there}
+    differing = sorted(path for path, _ in expected ^ {(file.path, file.sha256) for file in listed.files})
+    if differing:
+        raise UserError(
+            f"{_key(name)}: {source.path}: this experiment would train on other data than the project holds "
+            f"({differing[0]} differs): DVC copies to it only what git tracks; commit the source's files or `dvc add` "
+            "them, name the source by an absolute path, or run without --temp and --queue"
+        )
+
+
+def _key(name: str) -> str:
+    return f"{PARAMS}: ingest.files.{name}.path"
+
+
+def _mistakes_of_path(name: str, path: Path) -> Iterator[str]:
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        missing = isinstance(error, FileNotFoundError) and not path.is_symlink()
+        reason = "no such file or folder" if missing else "a link to nothing" if _is_link(path) else first_line(error)
+        shown = str(path)
+        yield f"{_key(name)}: {shown if len(shown) <= LONGEST_SHOWN else shown[:LONGEST_SHOWN] + '...'}: {reason}"
+    else:
+        if not (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
+            yield f"{_key(name)}: {path}: {_kind(kind)}, neither a file nor a folder"
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except (OSError, ValueError):
+        return False
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "a special file")
+
+
+def _walk(root: Path, follow_links: bool) -> Iterator[Entry]:
+    """Everything below a folder, in no order: files, links that are not followed, and what cannot be read."""
+    base = root.resolve()
+    folders = [(root, frozenset([base]))]  # each with what it lies in, so that a link to that ends
+    while folders:
+        folder, above = folders.pop()
+        try:
+            paths = list(folder.iterdir())
+        except OSError as error:
+            yield Entry(folder, mistake=f"cannot be read: {first_line(error)}")
+            continue
+        for path in paths:
+            try:
+                path.name.encode()
+                mode, target = path.stat().st_mode, path.resolve() if path.is_symlink() else None
+            except UnicodeEncodeError:
+                yield Entry(path, mistake="the file name is not UTF-8; rename the file")
+                continue
+            except (OSError, RuntimeError) as error:
+                mistake = "a link to nothing; remove it" if _is_link(path) else f"cannot be read: {first_line(error)}"
+                yield Entry(path, mistake=mistake)
+                continue
+            leaves = target is not None and not target.is_relative_to(base)
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                yield Entry(path, mistake=f"{_kind(mode)}, neither a file nor a folder; move it out of the source")
+            elif leaves and not follow_links:
+                yield Entry(path, followed=False)
+            elif stat.S_ISREG(mode):
+                yield Entry(path)
+            elif target is not None and (not leaves or target in above):  # its files are read at their own place
+                yield Entry(path, followed=False)
+            else:
+                folders.append((path, above | {target} if target else above))
 
 
 def is_readable_format(path: Path) -> bool:
@@ -70,15 +188,31 @@ def format_of(path: Path) -> str:
     return uncompressed.suffix.lower()
 
 
-def _matching_files(name: str, folder: Path, pattern: str) -> list[Path]:
-    """The files of the folder that match the pattern and are not hidden, sorted. Raises UserError for a bad pattern."""
-    key, parts = f"{PARAMS}: ingest.files.{name}.pattern: {pattern!r}", Path(pattern)
-    if not parts.parts or parts.is_absolute() or ".." in parts.parts:
+def _matching_entries(name: str, folder: Path, source: FileSource) -> list[Entry]:
+    """The files of the folder that match the pattern, and the links that are not followed; none of them hidden.
+
+    Raises UserError for a bad pattern and for what cannot be read.
+    """
+    key, parts = f"{PARAMS}: ingest.files.{name}.pattern: {source.pattern!r}", Path(source.pattern).parts
+    if not parts or Path(source.pattern).is_absolute() or ".." in parts:
         raise UserError(f"{key} is no glob below {folder}")
-    try:
-        return sorted(file for file in folder.glob(pattern) if file.is_file() and not _is_hidden(file, folder))
-    except ValueError as error:  # such as **x
-        raise UserError(f"{key}: {error}") from error
+    if any("**" in part and part != "**" for part in parts):
+        raise UserError(f"{key}: '**' can only be an entire part of the path")
+    entries = sorted(_walk(folder, source.follow_links), key=lambda entry: entry.path)
+    mistakes = [f"{_key(name)}: {entry.path}: {entry.mistake}" for entry in entries if entry.mistake]
+    if mistakes:
+        raise UserError(*mistakes)
+    visible = (entry for entry in entries if not _is_hidden(entry.path, folder))
+    return [entry for entry in visible if not entry.followed or _matches(entry.path.relative_to(folder).parts, parts)]
+
+
+def _matches(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether the parts of a path are those of a glob; `**` stands for any number of folders."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_matches(path[start:], pattern[1:]) for start in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:

@@ -65,6 +65,18 @@ def stage_modules() -> Mapping[str, str]:
     return {name: words[words.index("-m") + 1] for name, words in commands.items()}
 
 
+def output_places() -> list[str]:
+    """The files and folders that stages write; of a path with a `foreach` key, the folder above it."""
+    definitions = [definition.get("do", definition) for definition in _stages().values()]
+    paths = [
+        path if isinstance(path, str) else next(iter(path))
+        for definition in definitions
+        for kind in ("outs", "metrics", "plots")
+        for path in definition.get(kind, ())
+    ]
+    return sorted({path.partition("${")[0].rpartition("/")[0] if "${" in path else path for path in paths})
+
+
 def _stages() -> Mapping[str, Any]:
     stages: Mapping[str, Any] = YAML(typ="safe").load(PIPELINE.read_text(encoding="utf-8"))["stages"]
     return stages

@@ -17,6 +17,7 @@ from components.tracking.client import client
 
 MAX_ARTIFACT = 64 << 20  # bytes; DVC keeps a larger file, and the run's tags hold its hash
 PREVIEW_ROWS = 1000  # MLflow's page shows CSV, not Parquet
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet runs
 PREVIEW_COLUMNS = ("id", "source", "prompt", "response")  # of a table of records
 
 
@@ -80,4 +81,12 @@ def write_preview(table_file: Path, csv_file: Path) -> None:
     if "messages" in table.schema.names:
         rows = [{name: getattr(record, name) for name in PREVIEW_COLUMNS} for record in from_rows(table.to_pylist())]
         table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in PREVIEW_COLUMNS]))
-    arrow_csv.write_csv(table, csv_file)
+    arrow_csv.write_csv(pa.table([_inert(column) for column in table.columns], table.schema), csv_file)
+
+
+def _inert(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text with an apostrophe before what a spreadsheet would run as a formula; any other column as it is."""
+    if not pa.types.is_string(column.type):
+        return column
+    texts = [f"'{text}" if text is not None and text.startswith(FORMULA) else text for text in column.to_pylist()]
+    return pa.chunked_array([texts], column.type)

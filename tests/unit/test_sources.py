@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,15 @@ from components.core.errors import UserError
 from components.core.settings.ingest import Columns, DatasetSource, FileSource
 from components.data_sources import shapes
 from components.data_sources.docstrings import read_docstrings
-from components.data_sources.file_manifest import ListedFile, Manifest, list_files, listed_files, write_manifest
+from components.data_sources.file_manifest import (
+    ListedFile,
+    Manifest,
+    check_experiment,
+    check_source,
+    list_files,
+    listed_files,
+    write_manifest,
+)
 from components.data_sources.files import read_file
 from components.data_sources.hub import read_dataset
 from components.data_sources.reading import Reading
@@ -406,6 +416,100 @@ def test_the_manifest_of_a_folder_has_readable_files_with_digests_and_the_ignore
         ignored=[f"{tmp_path}/notes.txt"],
     )
     assert len(list_files("mine", FileSource(path=str(tmp_path), pattern="*.json")).files) == 1
+
+
+def special(path: Path, kind: str) -> None:
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "a link to nothing":
+        path.symlink_to("gone")
+    else:
+        os.close(os.open(os.fsencode(path) + b"\xff", os.O_CREAT))
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device", "a link to nothing", "not UTF-8"])
+def test_what_nobody_can_read_in_a_source_is_named_before_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")  # the path of a socket has at most 107 bytes
+    special(Path("x.json"), kind)
+    monkeypatch.chdir(tmp_path)
+    (mistake,) = check_source("mine", FileSource(path="in"), [])
+    assert mistake.startswith("params.yaml: ingest.files.mine.path: in/x.json") and kind in mistake
+    with pytest.raises(UserError, match=kind):
+        list_files("mine", FileSource(path="in"))
+    if kind != "not UTF-8":
+        (mistake,) = check_source("mine", FileSource(path="in/x.json"), [])
+        assert mistake.startswith("params.yaml: ingest.files.mine.path: in/x.json: ") and kind in mistake
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (".", "holds the project itself"),
+        ("..", "holds the project itself"),
+        ("data", "the pipeline writes data/raw.parquet"),
+        ("data/raw.parquet", "the pipeline writes data/raw.parquet"),
+        ("models/1", "the pipeline writes models"),
+        ("a" * 5000, "File name too long"),
+        ("a/" * 2500, "File name too long"),
+        ("a\0b", "null"),
+        ("data/incoming", None),
+    ],
+)
+def test_a_source_may_not_hold_what_the_pipeline_writes_and_has_a_path_of_bearable_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data/incoming", "models/1"):
+        Path(folder).mkdir(parents=True)
+    Path("data/raw.parquet").touch()
+    mistakes = check_source("mine", FileSource(path=path), ["data/raw.parquet", "models"])
+    assert len(mistakes) == (message is not None)
+    assert all(message in mistake and len(mistake) < 300 for mistake in mistakes if message)
+
+
+def test_links_out_of_a_source_are_followed_only_when_it_says_so_and_are_named_otherwise(tmp_path: Path) -> None:
+    for name in ("in/a.json", "in/deep/b.json", "out/c.json", "out/deep/d.json", "out/e.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    links = {"in/file.json": "../out/e.json", "in/folder": "../out", "in/round": ".", "in/inner.json": "deep/b.json"}
+    for name, target in {**links, "out/back": "../in", "out/deep/up": ".."}.items():
+        (tmp_path / name).symlink_to(target)
+
+    def listed(*, follow: bool) -> tuple[list[str], list[str]]:
+        manifest = list_files("mine", FileSource(path=str(tmp_path / "in"), pattern="**/*.json", follow_links=follow))
+        paths = [file.path for file in manifest.files]
+        inside = [[path.removeprefix(f"{tmp_path}/in/") for path in list_] for list_ in (paths, manifest.ignored)]
+        return inside[0], inside[1]
+
+    own = ["a.json", "deep/b.json"]
+    assert listed(follow=False) == ([*own, "inner.json"], ["file.json", "folder", "round"])
+    outside = ["file.json", "folder/c.json", "folder/deep/d.json", "folder/e.json"]
+    assert listed(follow=True) == ([*own, *outside, "inner.json"], ["folder/back", "folder/deep/up", "round"])
+
+
+def test_an_experiment_in_a_folder_of_its_own_uses_the_files_of_the_project_or_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FileSource(path="in")
+    for place in ("project", "experiment"):
+        (tmp_path / place / "in").mkdir(parents=True)
+        (tmp_path / place / "in/a.json").write_text("[]")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
+    monkeypatch.chdir(tmp_path / "experiment")
+    check_experiment("mine", source, list_files("mine", source))
+    (tmp_path / "project/in/b.json").write_text("[]")
+    with pytest.raises(UserError, match=r"files\.mine\.path: in: .* other data .*\(in/b\.json differs\).*dvc add"):
+        check_experiment("mine", source, list_files("mine", source))
+    monkeypatch.chdir(tmp_path / "project")
+    check_experiment("mine", source, list_files("mine", source))
 
 
 def test_a_manifest_is_written_as_json_that_a_person_can_read(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from components.audit.measure import measure
 from components.audit.snapshots import WORKSPACE, Snapshot, snapshots
 from components.core.errors import UserError
-from components.provenance.digests import digest_of
+from components.core.params import read_params
 from components.provenance.pipeline import FOLDER
 from components.tracking import registry
 
@@ -52,8 +53,8 @@ def find_checkpoint(reference: str) -> Checkpoint:
 
 
 def _digest_of_reference(reference: str) -> str:
-    if Path(reference).is_dir():
-        return digest_of(Path(reference))
+    if Path(reference).is_dir() and (digests := measure(Path(reference))):
+        return digests.digest
     is_hex = set(reference) <= HEX_DIGITS
     if reference.startswith("models:/") or (is_hex and len(reference) == 32):  # 32 digits: an MLflow run id
         return registry.checkpoint_digest(reference)
@@ -66,9 +67,10 @@ def _digest_of_reference(reference: str) -> str:
 
 
 def workspace_checkpoint() -> Checkpoint:
-    """The checkpoint of the workspace's last iteration. Raises UserError when no iteration was trained."""
+    """The checkpoint of the last iteration that params.yaml has and that was trained. Raises UserError without one."""
     snapshot = Snapshot(WORKSPACE)
-    if not snapshot.iterations:
+    wanted = read_params().get("iterations")
+    keys = [key for key in snapshot.iterations if not isinstance(wanted, dict) or key in map(str, wanted)]
+    if not keys:
         raise UserError(f"{FOLDER}: no statement of a finetune stage; `iterit run` or `dvc repro` writes them")
-    key = snapshot.iterations[-1]
-    return Checkpoint(str(snapshot.recorded_digest(f"models/{key}")), snapshot, key)
+    return Checkpoint(str(snapshot.recorded_digest(f"models/{keys[-1]}")), snapshot, keys[-1])

@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from components.audit.check import Check, compare_digests
+from components.audit.measure import measure
 from components.audit.snapshots import WORKSPACE, Snapshot
-from components.audit.verify import Check, compare_digests, measure
 from components.core.errors import UserError
 from components.core.paths import PARAMS, SCRATCH
-from components.provenance.digests import digest_of
 from components.provenance.recorded import RecordedStage
 from components.provenance.statements import CODE
 from components.training.state import STATES, locate_trainer_state
@@ -86,7 +86,8 @@ def _link_inputs(snapshot: Snapshot, stage: RecordedStage, folder: Path) -> None
         if path.exists():
             continue
         source = snapshot.find(name)
-        if source is None or digest_of(source) != recorded.digest:
+        found = measure(source) if source else None
+        if source is None or found is None or found.digest != recorded.digest:
             raise UserError(f"{name}: not as {stage.name} read it: neither here, nor in DVC's cache, nor on its remote")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(source.resolve())

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.audit.measure import measure
 from components.core.errors import UserError
 from components.core.paths import LOCK, SCRATCH
-from components.provenance.digests import digest_of
 from components.provenance.lockfile import StageEntry, parse_lock, text_md5
 from components.provenance.pipeline import FOLDER
 from components.provenance.recorded import Digests, RecordedStage, parse_statement
@@ -101,19 +101,25 @@ class Snapshot:
     def read(self, path: str) -> str:
         """The text of a small file that git holds. Raises UserError when it is not there."""
         try:
-            return (
-                Path(path).read_text(encoding="utf-8") if self.ref == WORKSPACE else git("show", f"{self.ref}:{path}")
-            )
-        except (FileNotFoundError, subprocess.CalledProcessError):
-            raise UserError(f"{path}: not found ({self.ref})") from None
+            return self.content(path).decode()
         except UnicodeDecodeError as error:
             raise UserError(f"{path} ({self.ref}): not text: {error}") from error
+
+    def content(self, path: str) -> bytes:
+        """The bytes of a small file that git holds. Raises UserError when it is not there."""
+        try:
+            if self.ref == WORKSPACE:
+                return Path(path).read_bytes()
+            return subprocess.run(["git", "show", in_git(self.ref, path)], capture_output=True, check=True).stdout
+        except (FileNotFoundError, subprocess.CalledProcessError):
+            raise UserError(f"{path}: not found ({self.ref})") from None
 
     def has(self, path: str) -> bool:
         """Whether the workspace has the path, or git has it in the commit."""
         if self.ref == WORKSPACE:
             return Path(path).exists()
-        return subprocess.run(["git", "cat-file", "-e", f"{self.ref}:{path}"], capture_output=True).returncode == 0
+        command = ["git", "cat-file", "-e", in_git(self.ref, path)]
+        return subprocess.run(command, capture_output=True).returncode == 0
 
     def recorded_digest(self, path: str) -> str | None:
         """The digest that the stage which wrote `path` recorded; None for a path that no stage wrote."""
@@ -131,7 +137,8 @@ class Snapshot:
         """A file or folder with its bytes of that time, from the workspace, DVC's cache or its remote; None without."""
         if self.ref == WORKSPACE:
             return Path(path) if Path(path).exists() else None
-        if Path(path).exists() and digest_of(Path(path)) == self.recorded_digest(path):
+        here = measure(Path(path))
+        if here and here.digest == self.recorded_digest(path):
             return Path(path)
         return self._fetch(path)
 
@@ -148,7 +155,7 @@ class Snapshot:
 
         copy = Path(tempfile.mkdtemp(dir=_scratch())) / Path(path).name
         try:
-            self._files.get(path, str(copy), recursive=md5.endswith(".dir"))
+            self._files.get(_below_root() + path, str(copy), recursive=md5.endswith(".dir"))
         except (DvcException, DataIndexDirError, OSError):
             return None
         return copy
@@ -157,7 +164,12 @@ class Snapshot:
     def _files(self) -> Any:
         from dvc.api import DVCFileSystem
 
-        return DVCFileSystem(".", rev=self.ref)
+        return DVCFileSystem(".", rev=self.ref, subrepos=bool(_below_root()))
+
+
+def _below_root() -> str:
+    """The project's folder as a path below git's root, where DVC's view of a commit begins: `` or `sub/`."""
+    return git("rev-parse", "--show-prefix").strip()
 
 
 @functools.cache
@@ -167,6 +179,11 @@ def _scratch() -> Path:
     folder = Path(tempfile.mkdtemp(dir=SCRATCH.absolute(), prefix="audit-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def in_git(ref: str, path: str) -> str:
+    """Git's name of a file in a commit; the path is from the project's folder, which may be below git's root."""
+    return f"{ref}:./{path}"
 
 
 def git(*arguments: str) -> str:

@@ -1,103 +1,118 @@
-"""Verifies a checkpoint's chain: every digest is computed anew and compared with what was recorded."""
+"""Verifies a checkpoint's chain: all that was recorded is compared with the files as they are, and with what git holds.
+
+What is compared, in this order: statements, dvc.lock, dvc.yaml and params.yaml with each other (entries.py); the bytes
+of every output and input with both records; the whole with the commit that sealed the checkpoint (seal_check.py).
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from components.audit.check import Check, compare_digests, differences
+from components.audit.entries import Definition, chain_stages, read_definitions, verify_entry
 from components.audit.find import Checkpoint
+from components.audit.measure import measure, measure_as_dvc, measure_bytes, strangers
+from components.audit.seal_check import describe_seal, find_seal, verify_seal
 from components.audit.snapshots import WORKSPACE, Snapshot
-from components.provenance.digests import digest_set
-from components.provenance.lockfile import file_md5, text_md5
-from components.provenance.pipeline import FOLDER
-from components.provenance.recorded import Digests, parse_digests
+from components.core.paths import LOCK
+from components.provenance.digests import CODE_FOLDERS
+from components.provenance.lockfile import StageEntry
+from components.provenance.recorded import Digests
 
-LINKS = {  # stage -> what it must have read as an earlier stage wrote it
-    "score": ("data/pool.parquet", "data/iterations/{parent}/candidates.parquet", "models/{parent}"),
-    "select": ("data/pool.parquet", "data/iterations/{key}/scores.parquet"),
-    "finetune": ("data/iterations/{key}/subset.parquet", "models/{parent}", "state/{parent}"),
-    "evaluate": ("data/holdout.parquet", "models/{key}"),
-}
+DVC_FIELDS = ("hash", "md5", "size", "nfiles")
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """A comparison of the digest that was recorded for an artifact with the digest that it has."""
+class Verification:
+    """The checks of a checkpoint, made while they are read."""
 
-    artifact: str
-    recorded: str
-    computed: str | None
-    """None for an artifact that is not there."""
-
-    @property
-    def holds(self) -> bool:
-        return self.recorded == self.computed
-
-    def __str__(self) -> str:
-        """One line, with both digests in full where they differ."""
-        if self.holds:
-            return f"ok        {self.artifact}  {self.recorded[:16]}"
-        return f"MISMATCH  {self.artifact}  recorded {self.recorded}, found {self.computed or 'nothing'}"
+    checks: Iterator[Check]
+    compared_with: Callable[[], str]
+    """To be called when every check holds."""
 
 
-def verify_statements() -> Iterator[Check]:
-    """Compare the workspace's statements with dvc.lock, by MD5, before anything that they record is relied on.
+def verify_checkpoint(checkpoint: Checkpoint) -> Verification:
+    """Compare the records of every stage of the chain with each other, with every byte, and with the seal."""
+    definitions = read_definitions() if checkpoint.snapshot.ref == WORKSPACE else {}
+    stages = chain_stages(checkpoint, definitions)
+    seal = find_seal(checkpoint.digest)
+    checks = chain(
+        _verify_records(checkpoint.snapshot, stages, definitions), verify_seal(checkpoint, stages, definitions, seal)
+    )
+    return Verification(checks, lambda: describe_seal(checkpoint, stages, seal))
 
-    A statement that dvc.lock does not name is left from an iteration that params.yaml no longer has.
-    """
-    for path, recorded in sorted(Snapshot(WORKSPACE).hashes.items()):
-        if path.startswith(f"{FOLDER}/") and Path(path).is_file():
-            yield Check(path, recorded, file_md5(Path(path)))
 
-
-def verify_checkpoint(checkpoint: Checkpoint) -> Iterator[Check]:
-    """Compute every digest along the chain anew: of the statements, of the outputs, and of what links the stages."""
-    snapshot = checkpoint.snapshot
-    stages = ["base_model", "ingest", "dedupe"]
-    stages += [f"{name}@{key}" for key in checkpoint.iterations for name in LINKS]
+def _verify_records(
+    snapshot: Snapshot, stages: Sequence[str], definitions: Mapping[str, Definition]
+) -> Iterator[Check]:
     for stage in stages:
-        yield _verify_statement(snapshot, stage)
+        yield from verify_entry(snapshot, stage, definitions.get(stage))
     for stage in stages:
-        for path, recorded in snapshot.stage(stage).outputs.items():
-            yield from compare_digests(path, recorded, _compute_digests(snapshot, path))
+        yield from _verify_outputs(snapshot, stage)
         yield from _verify_links(snapshot, stage)
+    if snapshot.ref == WORKSPACE:
+        for stage in stages:
+            yield from _verify_inputs(snapshot, stage)
 
 
-def _verify_statement(snapshot: Snapshot, stage: str) -> Check:
-    """Compare a statement with dvc.lock, by MD5."""
-    path = f"{FOLDER}/{stage}.json"
-    text = snapshot.statement_texts.get(path)
-    md5 = None if text is None else text_md5(text.encode())
-    return Check(path, snapshot.hashes.get(path, "nothing in dvc.lock"), md5)
+def _verify_outputs(snapshot: Snapshot, name: str) -> Iterator[Check]:
+    """The bytes of a stage's outputs against its statement, and against dvc.lock."""
+    entry = snapshot.lock.get(name, StageEntry({}, {}, {}))
+    for path, recorded in snapshot.stage(name).outputs.items():
+        computed, dvc = _measure(snapshot, path)
+        yield from compare_digests(path, recorded, computed)
+        if computed is not None:  # else its line is written already
+            yield from _compare_with_lock(name, path, entry, dvc)
+        if snapshot.ref == WORKSPACE:
+            yield from (Check(stranger.as_posix(), "nothing", "no file") for stranger in strangers(Path(path)))
+    statement = f"provenance/{name}.json"
+    if snapshot.ref == WORKSPACE:
+        yield from _compare_with_lock(name, statement, entry, measure_as_dvc(Path(statement)))
 
 
-def compare_digests(artifact: str, recorded: Digests, computed: Digests | None) -> Iterator[Check]:
-    """One check of the digest by which this project knows the artifact, and one of dirHash where both have it."""
-    yield Check(artifact, recorded.digest, computed.digest if computed else None)
-    if recorded.dir_hash and computed and computed.dir_hash:
-        yield Check(f"{artifact} (dirHash)", recorded.dir_hash, computed.dir_hash)
-
-
-def measure(path: Path) -> Digests | None:
-    """The digests of a file or folder, from every byte; None where there is none."""
-    return parse_digests({"digest": digest_set(path)}) if path.exists() else None
-
-
-def _compute_digests(snapshot: Snapshot, path: str) -> Digests | None:
+def _measure(snapshot: Snapshot, path: str) -> tuple[Digests | None, Mapping[str, Any]]:
     if snapshot.ref != WORKSPACE and snapshot.has(path):  # a small file that git holds
-        return Digests(hashlib.sha256(snapshot.read(path).encode()).hexdigest(), None)
+        return measure_bytes(snapshot.content(path))
     file = snapshot.find(path)
-    return measure(file) if file else None
+    return (measure(file), measure_as_dvc(file)) if file else (None, {})
 
 
-def _verify_links(snapshot: Snapshot, stage: str) -> Iterator[Check]:
-    """Compare what a stage read with what an earlier stage wrote."""
-    name, _, key = stage.partition("@")
-    parent = "base" if key in ("", "1") else str(int(key) - 1)
-    inputs = snapshot.stage(stage).inputs
-    for pattern in LINKS.get(name, ()):
-        path = pattern.format(key=key, parent=parent)
-        written = snapshot.recorded_digests(path) or Digests("nothing", None)
-        yield from compare_digests(f"{path} as {stage} read it", written, inputs.get(path))
+def _compare_with_lock(name: str, path: str, entry: StageEntry, dvc: Mapping[str, Any]) -> Iterator[Check]:
+    """What dvc.lock has of a file or folder against what DVC would write there now."""
+    recorded = {field: value for field, value in entry.files.get(path, {}).items() if field in DVC_FIELDS}
+    wrong = list(differences(f"{LOCK}: {name}: {path} ", recorded, dvc))
+    if wrong or not dvc:
+        yield from wrong
+    else:
+        yield Check(f"{path} in {LOCK}", str(dvc["md5"]), str(dvc["md5"]))
+
+
+def _verify_links(snapshot: Snapshot, name: str) -> Iterator[Check]:
+    """What a stage read against what an earlier stage wrote, by their statements."""
+    for path, read in snapshot.stage(name).inputs.items():
+        written = snapshot.recorded_digests(path)
+        if written:
+            yield from compare_digests(f"{path} as {name} read it", written, read)
+
+
+def _verify_inputs(snapshot: Snapshot, name: str) -> Iterator[Check]:
+    """The bytes of code, folders of outputs and sources, as they are in the workspace, against statement and dvc.lock.
+
+    The files of a source are the user's: they may have changed since, and a clone may not have them.
+    """
+    entry = snapshot.lock.get(name, StageEntry({}, {}, {}))
+    for path, recorded in snapshot.stage(name).inputs.items():
+        computed = measure(Path(path))
+        is_source = Path(path).parts[0] not in CODE_FOLDERS and not _holds_outputs(snapshot, path)
+        if snapshot.recorded_digests(path) is None:  # outputs are compared already
+            yield from compare_digests(f"{path} as {name} read it", recorded, computed, may_change=is_source)
+        if not is_source or (computed and computed.digest == recorded.digest):
+            yield from _compare_with_lock(name, path, entry, measure_as_dvc(Path(path)))
+
+
+def _holds_outputs(snapshot: Snapshot, path: str) -> bool:
+    return any(output == path or output.startswith(f"{path}/") for output in snapshot.hashes)

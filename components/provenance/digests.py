@@ -19,6 +19,7 @@ from components.core.paths import SCRATCH
 CACHE = SCRATCH / "digests.json"
 LARGE = 2**24  # bytes; reading a smaller file is faster than looking it up
 MAX_ENTRIES = 1000  # of the cache; the oldest go first
+CODE_FOLDERS = ("components", "flows", "conf")  # in them alone byte code comes and goes, and counts in no digest
 
 
 def file_digest(file: Path) -> str:
@@ -28,10 +29,17 @@ def file_digest(file: Path) -> str:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Path relative to `folder` -> file, sorted by path; Python's byte code does not count."""
-    files = (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    by_name = {file.relative_to(folder).as_posix(): file for file in files}
+    """Path relative to `folder` -> file, sorted by path; Python's byte code does not count in our own code folders."""
+    by_name = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+    if _is_code(folder):
+        by_name = {name: file for name, file in by_name.items() if "__pycache__" not in file.parts}
     return dict(sorted(by_name.items()))
+
+
+def _is_code(folder: Path) -> bool:
+    """Whether the folder holds code of the project that is the current folder, or of the one that is running."""
+    projects = (Path.cwd(), Path(__file__).parents[2])
+    return any(folder.absolute().is_relative_to(project / name) for project in projects for name in CODE_FOLDERS)
 
 
 def folder_digest(folder: Path, digest: Callable[[Path], str] = file_digest) -> str:

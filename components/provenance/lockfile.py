@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from components.core.errors import UserError, first_line
 from components.core.files import flatten
-from components.core.params import read_params
+from components.core.params import parse_yaml, read_params
 from components.core.paths import LOCK
 
 
@@ -25,6 +22,9 @@ class StageEntry:
     params: dict[str, Any]
     dependencies: dict[str, str]
     outputs: dict[str, str]
+    command: str = ""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Path of each dependency and output -> what else DVC records of it: hash, md5, size, and nfiles of a folder."""
 
 
 def file_md5(file: Path) -> str:
@@ -59,20 +59,20 @@ def read_lock() -> dict[str, StageEntry]:
         raise UserError(f"{LOCK}: not found; `dvc repro` writes it")
     try:
         return parse_lock(LOCK.read_text(encoding="utf-8"))
-    except UserError:
+    except (UnicodeDecodeError, UserError):
         return {}
 
 
 def parse_lock(text: str) -> dict[str, StageEntry]:
     """Stage -> entry, from the text of a dvc.lock. Raises UserError for any other text."""
+    remedy = f"`git checkout {LOCK}` restores the last committed version"
     try:
-        stages = (YAML(typ="safe", pure=True).load(text) or {}).get("stages") or {}
+        stages = (parse_yaml(text, f"{LOCK}: not a lock file of DVC") or {}).get("stages") or {}
         return {stage: _entry(locked) for stage, locked in stages.items()}
-    except (YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = getattr(error, "problem", None) or first_line(error)
-        raise UserError(
-            f"{LOCK}: not a lock file of DVC: {reason}; `git checkout {LOCK}` restores the last committed version"
-        ) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{LOCK}: not a lock file of DVC: {first_line(error)}; {remedy}") from error
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
 
 
 def _entry(locked: Mapping[str, Any]) -> StageEntry:
@@ -80,4 +80,5 @@ def _entry(locked: Mapping[str, Any]) -> StageEntry:
     dependencies, outputs = (
         {item["path"]: item.get("md5", "") for item in locked.get(kind) or ()} for kind in ("deps", "outs")
     )
-    return StageEntry(flatten(params), dependencies, outputs)
+    files = {item["path"]: item for kind in ("deps", "outs") for item in locked.get(kind) or ()}
+    return StageEntry(flatten(params), dependencies, outputs, str(locked.get("cmd", "")), files)

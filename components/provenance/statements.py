@@ -82,7 +82,7 @@ def read_inputs(stage: StageDefinition) -> Inputs:
     """The stage's inputs as they are now."""
     params = read_params()
     present = [path for path in stage.dependencies if Path(path).exists()]
-    return Inputs(stage, {key: _value(params, key) for key in stage.params}, _digests(present))
+    return Inputs(stage, {key: param_value(params, key) for key in stage.params}, _digests(present))
 
 
 def _require_stage(name: str) -> StageDefinition:
@@ -126,10 +126,14 @@ def make_statement(inputs: Inputs) -> dict[str, Any]:
 
 def write_bundle() -> None:
     """Write all statements of the workspace to one file, one per line, for git to keep."""
-    statements = [read_json(file) for file in sorted(Path(FOLDER).glob("*.json"))]
     with atomic_write(Path(BUNDLE)) as temporary:
-        lines = (json.dumps(statement, ensure_ascii=False) + "\n" for statement in statements)
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_text(bundle_text(), encoding="utf-8")
+
+
+def bundle_text() -> str:
+    """All statements of the workspace, one per line."""
+    statements = (read_json(file) for file in sorted(Path(FOLDER).glob("*.json")))
+    return "".join(json.dumps(statement, ensure_ascii=False) + "\n" for statement in statements)
 
 
 def read_bundle(text: str) -> dict[str, str]:
@@ -196,7 +200,7 @@ def _version(name: str) -> str:
         return "none"
 
 
-def _value(params: Any, key: str) -> Any:
+def param_value(params: Any, key: str) -> Any:
     """The value at a dotted key, as JSON represents it; None where params.yaml lacks the key."""
     for part in key.split("."):
         params = params.get(part) if isinstance(params, dict) else None

@@ -65,13 +65,19 @@ def test_the_dir_hash_of_an_empty_folder_is_what_the_shell_computes(tmp_path: Pa
     assert digest_set(tmp_path)["dirHash"] == dir_hash({}) == print_dir_hash(tmp_path)
 
 
-def test_byte_code_counts_in_no_digest_of_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "module.py").write_text("pass\n")
-    before = digest_set(tmp_path)
-    (tmp_path / "__pycache__").mkdir()
-    (tmp_path / "__pycache__/module.pyc").write_bytes(b"x")
-    assert list(files_of(tmp_path)) == ["module.py"]
-    assert digest_set(tmp_path) == before
+def test_byte_code_counts_except_in_folders_of_our_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("components/data"), Path("models/1"), Path("models/components")):
+        folder.mkdir(parents=True)
+        (folder / "module.py").write_text("pass\n")
+        before = digest_set(folder)
+        (folder / "__pycache__").mkdir()
+        (folder / "__pycache__/module.pyc").write_bytes(b"x")
+        is_code = folder.parts[0] == "components"
+        assert list(files_of(folder)) == ["module.py"] if is_code else ["__pycache__/module.pyc", "module.py"]
+        assert (digest_set(folder) == before) == is_code
+        assert (digest_set(folder.absolute()) == before) == is_code
+    assert not [name for name in files_of(PROJECT / "components/audit") if "__pycache__" in name]
 
 
 def test_the_digest_of_a_file_is_its_sha256(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from components.core.files import read_json
 from components.data import tables
 from components.data.records import read_records
-from tests.support.project import SOURCE, edit_params
+from tests.support.project import SOURCE, call, edit_params
 
 GOOD = [{"instruction": f"Say {number}.", "output": f"It is {number}."} for number in range(40)]
 
@@ -87,3 +87,33 @@ def test_a_user_error_ends_a_stage_with_a_single_line_and_leaves_no_output(folde
     unknown = command("manifest", "--source", "typo", "--manifest", "m/typo.json")
     assert unknown.returncode == 2
     assert "error: params.yaml: ingest.files: no source 'typo'; there are mine" in unknown.stderr
+
+
+ONE_STAGE = """
+stages:
+  manifest:
+    foreach: ${ingest.files}
+    do:
+      cmd: python -m components.manifest --source ${key} --manifest data/sources/${key}.json
+      deps: ["${item.path}"]
+      outs: ["data/sources/${key}.json"]
+"""
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_an_experiment_in_a_folder_of_its_own_has_the_files_of_the_project_or_refuses(
+    folder: Path, tracked: bool
+) -> None:
+    write_params(folder, "mine", "in")
+    (folder / "dvc.yaml").write_text(ONE_STAGE)
+    (folder / "in").mkdir()
+    (folder / "in/a.json").write_text("[]")
+    call(folder, "git", "init", "--quiet")
+    call(folder, "dvc", "init", "--quiet")
+    (folder / ".gitignore").write_text("/data\n/.iterit\n" + ("" if tracked else "/in/b.json\n"))
+    (folder / "in/b.json").write_text("[]")
+    call(folder, "git", "add", "--all")
+    call(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--message", "x")
+    expect = 0 if tracked else 255
+    printed = call(folder, "dvc", "exp", "run", "--temp", expect=expect, PYTHONPATH=str(SOURCE))
+    assert tracked or "in: this experiment would train on other data than the project holds (in/b.json" in printed

@@ -113,6 +113,13 @@ def test_too_many_rejections_end_the_stage_with_counts_and_the_first_of_them() -
     )
 
 
+def test_a_source_without_end_is_given_up_before_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.ingest.ENOUGH_REJECTED", 10)
+    source = write_lines("a.jsonl", [*["{"] * 10, *GOOD * 10])
+    with pytest.raises(UserError, match=r"10 of 10 records cannot be used"):
+        run({"mine": source}, max_rejected_share=0.1)
+
+
 def test_records_over_a_cap_are_not_bad() -> None:
     result = run({"mine": {**write_lines("a.jsonl", GOOD), "cap": 1}}, max_rejected_share=0.0)
     assert result.counts["mine"] == SourceCounts(read=40, kept=1, rejected=0, over_cap=39)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
+import resource
 import socket
 import struct
 from collections.abc import Callable
@@ -15,8 +17,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from components.core.errors import UserError
+from components.core.errors import UserError, printable
 from components.core.settings.ingest import Columns, DatasetSource, FileSource
 from components.data_sources import shapes
 from components.data_sources.docstrings import read_docstrings
@@ -364,6 +368,66 @@ def test_a_corrupted_arrow_file_is_an_error_and_no_crash(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes().replace(offsets, wild))
     with pytest.raises(UserError, match=r"a\.arrow: column 'output': cannot be read"):
         list(read_file(tmp_path / "a.arrow"))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_few_bytes_that_stand_for_gigabytes_are_refused_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("components.data_sources.arrow_files.MEMORY", 128 << 20)
+    text = "y" * (1 << 20)
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([text]))
+    table = pa.table({"instruction": ["x"] * 1000, "output": repeated})
+    if name == "a.parquet":
+        pq.write_table(table, tmp_path / name)
+    else:
+        with pa.ipc.new_stream(str(tmp_path / name), table.schema) as stream:
+            stream.write_table(table)
+    assert (tmp_path / name).stat().st_size < 2 << 20
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(UserError, match=r"takes more than 128 MiB in memory"):
+        list(read_file(tmp_path / name))
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_a_corrupted_file_of_a_saved_dataset_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    rows = [{"instruction": "a", "output": text} for text in ("bcdef", "ghijk", "lmnop")]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    (path,) = (tmp_path / "saved").glob("data-*.arrow")
+    offsets, wild = struct.pack("4i", 0, 5, 10, 15), struct.pack("4i", 0, 5, 2**31 - 16, 15)
+    path.write_bytes(path.read_bytes().replace(offsets, wild))
+    with pytest.raises(UserError, match="column 'output': cannot be read"):
+        list(read_dataset("d", DatasetSource(name=str(tmp_path / "saved"))))
+
+
+NAMES = [*sorted(shapes.KEYS), "role", "content", "from", "value", "type", "text", "tool_calls", "reasoning_content"]
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["user", "assistant", "text"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES) | st.text(), inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(st.sampled_from(NAMES), JSON, max_size=6))
+def test_whatever_a_value_holds_it_is_a_conversation_or_has_a_reason(value: dict[str, Any]) -> None:
+    convert = shapes.recognize(value)
+    if convert is None:
+        assert "\n" not in printable(shapes.describe_unknown(value))
+        shapes.propose_columns(value)
+        return
+    with contextlib.suppress(shapes.BadRecordError):
+        kept, _ = shapes.finish(convert(value))
+        assert kept[-1].role == "assistant"
+        assert all(message.content.strip() for message in kept if message.role == "assistant")
 
 
 MODULE = """

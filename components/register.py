@@ -9,7 +9,7 @@ records every stage in it. metrics/register.json holds what is the same wherever
 MLflow run are in .iterit/registered.json.
 
     python -m components.register --models models --metrics metrics --holdout data/holdout.parquet
-        --result metrics/register.json
+        --evaluations data/evaluations --result metrics/register.json
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from components.core.files import read_json, write_json
 from components.core.params import load_settings
 from components.core.settings.pipeline import Settings
 from components.core.stage import stage
+from components.data import tables
 from components.promotion.champion import Candidate, pass_gate
 from components.promotion.gate import choose
 from components.promotion.registered import Registered, write_registered
@@ -49,7 +50,12 @@ class Places:
     models: Path = Path("models")
     metrics: Path = Path("metrics")
     holdout: Path = Path("data/holdout.parquet")
+    evaluations: Path = Path("data/evaluations")
     result: Path = Path("metrics/register.json")
+
+    def evaluations_of(self, iteration: str) -> Path:
+        """The table of the iteration's checkpoint."""
+        return self.evaluations / f"{iteration}.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +86,23 @@ def describe_checkpoint(settings: Settings, models: Path, metrics: Path) -> Chec
 
 
 def register_checkpoint(
-    run: runs.PipelineRun, described: CheckpointDescription, models: Path, holdout: Path
+    run: runs.PipelineRun, described: CheckpointDescription, places: Places
 ) -> registry.RegisteredVersion:
     """The version of the registered model that holds the checkpoint. Raises Unreachable when MLflow does not answer."""
     tags = {
         registry.CHECKPOINT: described.checkpoint,
         "iterit.iteration": described.iteration,
-        registry.HOLDOUT_DIGEST: file_digest(holdout),
+        registry.HOLDOUT_DIGEST: file_digest(places.holdout),
         **{f"holdout.{key}": str(value) for key, value in described.holdout.items()},
     }
     return registry.register_checkpoint(
         run,
-        models / described.iteration,
+        places.models / described.iteration,
         name=described.model,
         alias=described.alias,
         tags=tags,
         metrics=described.holdout,
+        evaluations=places.evaluations_of(described.iteration),
     )
 
 
@@ -129,8 +136,9 @@ def register_and_decide(
     arithmetic: AbstractContextManager[object],
 ) -> Registered:
     """Make the checkpoint a registered version, unless it is one, and let the gate decide about the champion."""
-    version = register_checkpoint(run, described, places.models, places.holdout)
-    candidate = Candidate(version.model, version.version, described.holdout)
+    version = register_checkpoint(run, described, places)
+    evaluations = tables.read(places.evaluations_of(described.iteration), tables.EVALUATIONS)
+    candidate = Candidate(version.model, version.version, evaluations)
     decision = pass_gate(candidate, places.holdout, settings, arithmetic)
     return Registered(
         model=version.model,
@@ -157,11 +165,12 @@ def register_by_hand() -> Registered:
 
 
 def describe_registered(registered: Registered) -> list[str]:
-    """Two lines for a person: the version, and what the gate decided."""
+    """Lines for a person: the version, what the gate decided, and what the holdout was too small to show."""
     outcome = "registered" if registered.new else "already registered, not again"
     return [
         f"register: {registered.model} version {registered.version}: {outcome}; alias {registered.alias}",
         f"gate: {registered.gate.verdict}",
+        *([f"gate: {registered.gate.resolution}"] if registered.gate.resolution else []),
     ]
 
 
@@ -176,10 +185,10 @@ def main() -> None:
         prog="python -m components.register",
         description="Register the checkpoint and complete the MLflow records.",
     )
-    for name in ("models", "metrics", "holdout", "result"):
+    for name in ("models", "metrics", "holdout", "evaluations", "result"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
-    places = Places(options.models, options.metrics, options.holdout, options.result)
+    places = Places(**vars(options))
     with stage("register") as running, statement_of(running.name):
         registered = complete_run(places, load_settings(), running.arithmetic)
         if registered is None:

@@ -89,6 +89,7 @@ def _describe_registered(settings: Settings) -> list[str]:
         return [
             f"registered   {registered.model} version {registered.version}: {reference}",
             f"gate         {registered.gate.verdict}",
+            *([f"             {registered.gate.resolution}"] if registered.gate.resolution else []),
         ]
     try:
         version = version_of_checkpoint(described.model, described.checkpoint)

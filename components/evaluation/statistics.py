@@ -84,7 +84,7 @@ def _ratio(values: Sequence[float] | FloatArray, weights: Sequence[float] | Floa
     total = math.fsum(weight)
     mean = math.fsum(weight * value) / total
     if len(value) == 1:
-        return mean, np.array([math.inf])
+        return mean, np.zeros(1)  # without it nothing is left
     return mean, weight * (value - mean) / (total - weight)
 
 

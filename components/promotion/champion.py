@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from components.core.errors import UserError
 from components.core.params import load_settings
 from components.core.paths import SCRATCH
 from components.core.settings.pipeline import Settings
-from components.promotion.gate import Decision, decide
+from components.data import tables
+from components.promotion.gate import Decision, decide, metrics_of
 from components.provenance.digests import file_digest
 from components.tracking import registry
 from components.tracking.registry import CHALLENGER, CHAMPION, HOLDOUT_DIGEST, PREVIOUS_CHAMPION
@@ -30,8 +32,8 @@ class Candidate:
 
     model: str
     version: str
-    holdout: Mapping[str, float]
-    """Its metrics on the holdout."""
+    evaluations: pa.Table
+    """tables.EVALUATIONS of the holdout."""
 
 
 def pass_gate(
@@ -39,8 +41,8 @@ def pass_gate(
 ) -> Decision:
     """Make the version the challenger, and the champion if the gate lets it pass.
 
-    A champion that was registered with another holdout is evaluated again on this one; `arithmetic` is entered for its
-    forward passes.
+    A champion whose evaluation was not logged, or was one of another holdout, is evaluated again on this one;
+    `arithmetic` is entered for its forward passes.
     """
     decision = _decide(candidate, holdout, settings, arithmetic)
     registry.set_alias(candidate.model, CHALLENGER, candidate.version)
@@ -55,38 +57,52 @@ def _decide(
 ) -> Decision:
     champion = registry.version_with_alias(candidate.model, CHAMPION)
     if champion is None:
-        return decide(candidate.holdout, None, settings.gate)
+        return decide(candidate.evaluations, None, settings.gate)
     if champion.number == candidate.version:
-        return Decision(True, "is the champion already", candidate.holdout, None, candidate.version, False)
-    evaluated_again = champion.tags.get(HOLDOUT_DIGEST) != file_digest(holdout)
-    if evaluated_again:
-        metrics = evaluate_again(candidate.model, champion.number, holdout, settings, arithmetic)
-    else:
-        metrics = {name: float(champion.tags[f"holdout.{name}"]) for name in settings.gate.metrics}
+        metrics = metrics_of(candidate.evaluations, settings.gate)
+        return Decision(True, "is the champion already", metrics, None, candidate.version, False)
+    reigning = None
+    if champion.tags.get(HOLDOUT_DIGEST) == file_digest(holdout):
+        reigning = logged_evaluations(candidate, champion.number)
+    evaluated_again = reigning is None
+    if reigning is None:
+        reigning = evaluate_again(candidate.model, champion.number, holdout, settings, arithmetic)
     return decide(
-        candidate.holdout,
-        metrics,
+        candidate.evaluations,
+        reigning,
         settings.gate,
         champion_version=champion.number,
         evaluated_again=evaluated_again,
     )
 
 
+def logged_evaluations(candidate: Candidate, number: str) -> pa.Table | None:
+    """tables.EVALUATIONS logged with a version; None where there is none, or one of other tokens than the candidate's.
+
+    The tokens of a record are others after a change of score.max_length, of the chat template or of the tokenizer.
+    """
+    SCRATCH.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
+        file = registry.download_evaluations(candidate.model, number, Path(folder))
+        logged = tables.read(file, tables.EVALUATIONS) if file else None
+    key = ["id", "tokens"]
+    return logged if logged is not None and logged.select(key) == candidate.evaluations.select(key) else None
+
+
 def evaluate_again(
     name: str, number: str, holdout: Path, settings: Settings, arithmetic: AbstractContextManager[object]
-) -> Mapping[str, float]:
-    """Download a registered version and return its metrics on this holdout."""
+) -> pa.Table:
+    """Download a registered version and return its tables.EVALUATIONS of this holdout."""
     # PyTorch is needed here only, and most runs do not come here
     from components.data.records import read_records
-    from components.evaluation.holdout import evaluate_records, summarize
+    from components.evaluation.holdout import evaluate_records
     from components.model.load import load_model
 
     with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         checkpoint = registry.download_version(name, number, Path(folder))
         model, tokenizer = load_model(checkpoint, settings.score.dtype)
         title = f"evaluate {name} version {number} again"
-        records = read_records(holdout)
-        return asdict(summarize(evaluate_records(model, tokenizer, records, settings.score, title, arithmetic)))
+        return evaluate_records(model, tokenizer, read_records(holdout), settings.score, title, arithmetic)
 
 
 def promote_by_hand(number: str) -> str:

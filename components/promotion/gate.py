@@ -1,16 +1,64 @@
-"""The gate's decision: a retrained model replaces the champion only if it is better on the same holdout.
+"""The gate's decision: a retrained model replaces the champion only if it is better than chance explains.
 
-The challenger beats the champion when, for every metric of gate.metrics (lower is better),
+Both models are evaluated on the same holdout records. For the loss and for the mean complexity (lower is better), as
+far as gate.metrics names them, the challenger passes when
 
-    champion - challenger > gate.margin
+    lower bound of (champion - challenger) > gate.margin
+
+The bound is one-sided at gate.confidence, over paired records (components/evaluation/statistics.py). Perplexity is
+exp(loss), so its test is that of the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
 
 from components.core.settings.gate import GateSettings
+from components.evaluation.holdout import DIGITS, Row, ends, scorable_rows, summarize
+from components.evaluation.statistics import Interval, detectable_difference, difference_interval
+
+TESTED = {"loss": "loss", "perplexity": "loss", "mean_complexity": "mean_complexity"}  # metric -> what is tested
+UNITS = {"loss": " nats", "mean_complexity": " of mean complexity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Champion - challenger over the same records: above 0 where the challenger is better."""
+
+    difference: float
+    lower_bound: float | None
+    """One-sided, at `confidence`; None for a single record, which has neither bound nor interval."""
+    interval_low: float | None
+    """Ends of the two-sided interval at 95 %."""
+    interval_high: float | None
+    records: int
+    """Scored by both models."""
+    confidence: float
+    margin: float
+    detectable: float | None
+    """The smallest true difference that passes in 80 % of all cases, at this number of records and this spread."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether the challenger is better by more than the margin."""
+        return self.lower_bound is not None and self.lower_bound > self.margin
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether the challenger does not pass, but may be better by more than the margin."""
+        return not self.passes and (self.interval_high is None or self.interval_high > self.margin)
+
+    def __str__(self) -> str:
+        if self.lower_bound is None or self.interval_low is None:
+            return f"{self.difference:+.4f} without an interval"
+        # an interval that holds the margin would seem to contradict the one-sided bound
+        bound = f" (at least {self.lower_bound:+.4f})" if self.interval_low <= self.margin < self.lower_bound else ""
+        return f"{self.difference:+.4f}{bound}, interval {self.interval_low:.4f} to {self.interval_high:.4f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,36 +73,94 @@ class Decision:
     """The champion's metrics on the same holdout; None when they were not compared."""
     champion_version: str | None
     evaluated_again: bool
-    """Whether the champion was evaluated again, because the holdout has changed since it was registered."""
+    """Whether the champion was evaluated again, because what was logged with it cannot be compared."""
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+    """By what was tested: `loss`, `mean_complexity`; empty when nothing was compared."""
 
     @property
     def verdict(self) -> str:
         """The outcome and its reason, for people."""
-        return f"{'champion' if self.promoted else 'not the champion'}: {self.reason}"
+        if self.champion is None:
+            return f"{'champion' if self.promoted else 'not the champion'}: {self.reason}"
+        return f"{'promoted' if self.promoted else 'kept'}: {self.reason}"
+
+    @property
+    def resolution(self) -> str | None:
+        """How small a difference the holdout can show, for people; None where the records have decided."""
+        for name, difference in self.differences.items():
+            if difference.is_undecided:
+                if difference.detectable is None:
+                    return "1 record can show no difference"
+                least = f"{difference.detectable:.2g}{UNITS[name]}"
+                return f"{difference.records} records can show a difference of {least} or more"
+        return None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Decision:
+        """The decision from the JSON object of its fields."""
+        differences = {name: Difference(**value) for name, value in values.get("differences", {}).items()}
+        return cls(**{**values, "differences": differences})
 
 
 def decide(
-    challenger: Mapping[str, float],
-    champion: Mapping[str, float] | None,
+    challenger: pa.Table,
+    champion: pa.Table | None,
     settings: GateSettings,
     *,
     champion_version: str | None = None,
     evaluated_again: bool = False,
 ) -> Decision:
-    """Compare metrics of the same holdout; `champion` is None when there is no champion yet."""
-    challenging: dict[str, float] = {name: challenger[name] for name in settings.metrics}
+    """Compare tables.EVALUATIONS of the same holdout; `champion` is None when there is no champion yet.
+
+    Raises UserError when a model can score no record.
+    """
+    challenging = metrics_of(challenger, settings)
     if champion is None:
         return Decision(True, "there was no champion", challenging, None, None, False)
-    reigning: dict[str, float] = {name: champion[name] for name in settings.metrics}
-    not_better = [name for name in settings.metrics if not reigning[name] - challenging[name] > settings.margin]
-    if not_better:
-        outcome = f"does not beat version {champion_version} by {settings.margin:g}"
-    else:
-        outcome = f"beats version {champion_version}"
-    figures = ", ".join(
-        f"{name} {challenging[name]:.6g} against {reigning[name]:.6g}" for name in not_better or settings.metrics
+    reigning = metrics_of(champion, settings)
+    pairs, lost = pair_records(champion, challenger)
+    if lost:
+        # a model that breaks on hard records must not gain by it
+        reason = f"cannot score {lost} of the records that version {champion_version} scores"
+        return Decision(False, reason, challenging, reigning, champion_version, evaluated_again)
+    differences = {
+        name: compare(pairs, name, settings) for name in dict.fromkeys(TESTED[metric] for metric in settings.metrics)
+    }
+    promoted = all(difference.passes for difference in differences.values())
+    reason = _describe(differences, settings)
+    reason += f"; before: version {champion_version}" if promoted else f"; champion: version {champion_version}"
+    return Decision(promoted, reason, challenging, reigning, champion_version, evaluated_again, differences)
+
+
+def metrics_of(evaluations: pa.Table, settings: GateSettings) -> dict[str, float]:
+    """The metrics of gate.metrics. Raises UserError when the model can score no record."""
+    metrics = summarize(evaluations)
+    return {name: getattr(metrics, name) for name in settings.metrics}
+
+
+def pair_records(champion: pa.Table, challenger: pa.Table) -> tuple[list[tuple[Row, Row]], int]:
+    """The rows of the records that both models score, and the number of those that only the champion scores."""
+    challenging = {row["id"]: row for row in scorable_rows(challenger)}
+    rows = scorable_rows(champion)
+    pairs = [(row, challenging[row["id"]]) for row in rows if row["id"] in challenging]
+    return pairs, len(rows) - len(pairs)
+
+
+def compare(pairs: Sequence[tuple[Row, Row]], name: str, settings: GateSettings) -> Difference:
+    """The difference of `loss` or `mean_complexity`; `pairs`: the rows of champion and challenger, record by record."""
+    first, second = (_values_and_weights(rows, name) for rows in zip(*pairs, strict=True))
+    interval = difference_interval(first, second)
+    low, high = ends(interval)
+    return Difference(
+        difference=round(interval.mean, DIGITS),
+        lower_bound=_finite(interval.lower_bound(settings.confidence)),
+        interval_low=low,
+        interval_high=high,
+        records=interval.records,
+        confidence=settings.confidence,
+        margin=settings.margin,
+        detectable=_detectable(interval, settings),
     )
-    return Decision(not not_better, f"{outcome}: {figures}", challenging, reigning, champion_version, evaluated_again)
 
 
 def choose(holdouts: Mapping[str, Mapping[str, float]], settings: GateSettings) -> str:
@@ -65,3 +171,27 @@ def choose(holdouts: Mapping[str, Mapping[str, float]], settings: GateSettings) 
     if settings.register_ == "last":
         return list(holdouts)[-1]
     return min(holdouts, key=lambda key: holdouts[key][settings.metrics[0]])
+
+
+def _values_and_weights(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
+    if name == "loss":
+        return [row["nll_conditional"] for row in rows], [row["tokens"] for row in rows]
+    return [row["complexity"] for row in rows], [1.0] * len(rows)
+
+
+def _detectable(interval: Interval, settings: GateSettings) -> float | None:
+    return _finite(settings.margin + detectable_difference(interval, settings.confidence))
+
+
+def _finite(value: float) -> float | None:
+    return round(value, DIGITS) if math.isfinite(value) else None
+
+
+def _describe(differences: Mapping[str, Difference], settings: GateSettings) -> str:
+    several = len(differences) > 1
+    figures = "; ".join(
+        f"{name} {difference}" if several else str(difference) for name, difference in differences.items()
+    )
+    count = next(iter(differences.values())).records
+    margin = f", margin {settings.margin:g}" if settings.margin else ""
+    return f"{figures}, {count} record{'s' if count != 1 else ''}{margin}"

@@ -38,4 +38,4 @@ def read_registered(checkpoint: str) -> Registered | None:
     values = read_json(REGISTERED)
     if values["checkpoint"] != checkpoint:  # `git checkout` and `dvc exp apply` bring other checkpoints
         return None
-    return Registered(**{**values, "gate": Decision(**values["gate"])})
+    return Registered(**{**values, "gate": Decision.from_json(values["gate"])})

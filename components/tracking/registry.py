@@ -27,6 +27,8 @@ CHAMPIONS = "iterit.champions"  # tag of the model: every champion in order, and
 CHECKPOINT = "iterit.checkpoint"  # tag of a version: digest of its checkpoint
 HOLDOUT_DIGEST = "iterit.holdout"  # tag of a version: SHA-256 of the holdout it was evaluated on
 
+EVALUATIONS = "holdout/evaluation.parquet"  # artifact of a version's run: losses of each holdout record
+
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's error codes
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "chat_template", "vocab", "merges")  # how their names begin
 LOADING_PACKAGES = ("mlflow", "torch", "transformers", "accelerate")
@@ -51,18 +53,30 @@ class AliasedVersion:
 
 
 def register_checkpoint(
-    run: PipelineRun, checkpoint: Path, *, name: str, alias: str, tags: Mapping[str, str], metrics: Mapping[str, float]
+    run: PipelineRun,
+    checkpoint: Path,
+    *,
+    name: str,
+    alias: str,
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+    evaluations: Path,
 ) -> RegisteredVersion:
     """Point `alias` of the registered model `name` to the checkpoint: to its version, or to a new one if it has none.
 
     `tags` must hold the checkpoint's digest under `iterit.checkpoint`, by which its version is found. The folder is
     uploaded as it is, with MLflow's description beside it, and never loaded: MLflow opens it with
-    `mlflow.transformers.load_model("models:/NAME@ALIAS")`, and once downloaded it is a plain Hugging Face folder.
+    `mlflow.transformers.load_model("models:/NAME@ALIAS")`, and once downloaded it is a plain Hugging Face folder. The
+    table `evaluations` is an artifact of the run of a new version.
     """
     digest = tags[CHECKPOINT]
     with explain_unreachable():
         existing = next((item for item in _versions(name) if item.tags.get(CHECKPOINT) == digest), None)
-        number = str(existing.version) if existing else _create_version(run, checkpoint, name, tags, metrics)
+        if existing:
+            number = str(existing.version)
+        else:
+            _log_evaluations(run, evaluations)
+            number = _create_version(run, checkpoint, name, tags, metrics)
         client().set_registered_model_alias(name, alias, number)
     return RegisteredVersion(name, number, is_new=existing is None)
 
@@ -133,6 +147,25 @@ def download_version(name: str, number: str, folder: Path) -> Path:
         return Path(download_artifacts(f"models:/{name}/{number}", dst_path=str(folder), tracking_uri=tracking_uri()))
 
 
+def download_evaluations(name: str, number: str, folder: Path) -> Path | None:
+    """Download the table that was logged when the version was registered; None where MLflow does not have it."""
+    from mlflow.exceptions import MlflowException
+
+    with explain_unreachable():
+        run_id = client().get_model_version(name, number).run_id
+        if run_id is None:  # somebody made the version by hand
+            return None
+        try:
+            artifacts = client().list_artifacts(run_id, str(Path(EVALUATIONS).parent))
+        except MlflowException as error:
+            if error.error_code in NOT_FOUND:  # the run was deleted
+                return None
+            raise
+        if not any(item.path == EVALUATIONS for item in artifacts):
+            return None
+        return Path(client().download_artifacts(run_id, EVALUATIONS, str(folder)))
+
+
 def checkpoint_digest(reference: str) -> str:
     """Digest of a registered checkpoint; `reference`: models:/NAME/VERSION, models:/NAME@ALIAS, or a parent run's id.
 
@@ -178,6 +211,13 @@ def _versions(name: str) -> list[ModelVersion]:
         token = page.token
         if not token:
             return versions
+
+
+def _log_evaluations(run: PipelineRun, table: Path) -> None:
+    scratch = scratch_folder("register") / EVALUATIONS  # an artifact has the name of its file
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(table, scratch)
+    client().log_artifact(run.run_id, str(scratch), str(Path(EVALUATIONS).parent))
 
 
 def _create_version(

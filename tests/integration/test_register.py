@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pyarrow as pa
 import pytest
 import torch
 from mlflow.entities.model_registry import ModelVersion
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from components.core.errors import UserError
 from components.core.params import load_settings
+from components.data import tables
 from components.data.records import write_records
 from components.promotion.champion import promote_by_hand, roll_back
 from components.provenance.digests import folder_digest
@@ -31,8 +33,9 @@ from tests.support.small_model import make_small_model
 
 def register(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "components.register", "--models", "models", "--metrics", "metrics"]
+    command += ["--holdout", "data/holdout.parquet", "--evaluations", "data/evaluations"]
     return subprocess.run(
-        [*command, "--holdout", "data/holdout.parquet", "--result", "metrics/register.json"],
+        [*command, "--result", "metrics/register.json"],
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
@@ -128,7 +131,11 @@ def test_the_result_holds_only_what_is_the_same_on_every_machine(project: Path) 
         "iteration": "2",
         "checkpoint": folder_digest(Path("models/2")),
         "holdout": {
-            **{"records": 2, "unscorable": 0, "tokens": 20, "perplexity": 7.389056, "misaligned_share": 0.0},
+            "records": 2,
+            "unscorable": 0,
+            "tokens": 20,
+            "perplexity": 7.389056,
+            "misaligned_share": 0.0,
             **dict.fromkeys(("loss", "loss_low", "loss_high"), 2.0),
             **dict.fromkeys(("mean_complexity", "mean_complexity_low", "mean_complexity_high"), 0.5),
         },
@@ -174,29 +181,86 @@ def retrained(folder: Path, tmp_path: Path, seed: int, loss: float) -> str:
     put_model(folder, "2", make_small_model(tmp_path / str(seed), seed=seed), loss=loss)
     done = register(folder)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+    return next(line for line in done.stdout.splitlines() if line.startswith("gate: "))
+
+
+def gate_decision() -> dict[str, Any]:
+    decision: dict[str, Any] = json.loads(Path(".iterit/registered.json").read_text())["gate"]
+    return decision
 
 
 def test_only_a_model_that_beats_the_champion_replaces_it(project: Path, tmp_path: Path) -> None:
     assert retrained(project, tmp_path, 11, 2.0) == "gate: champion: there was no champion"
     worse = retrained(project, tmp_path, 12, 2.5)
-    assert worse == "gate: not the champion: does not beat version 1 by 0: loss 2.5 against 2"
+    assert worse == "gate: kept: -0.5000, interval -0.5000 to -0.5000, 2 records; champion: version 1"
     assert (version_of("champion"), version_of("challenger"), version_of("previous_champion")) == ("1", "2", None)
-    assert retrained(project, tmp_path, 13, 1.5) == "gate: champion: beats version 1: loss 1.5 against 2"
+    better = retrained(project, tmp_path, 13, 1.5)
+    assert better == "gate: promoted: +0.5000, interval 0.5000 to 0.5000, 2 records; before: version 1"
     assert (version_of("champion"), version_of("challenger"), version_of("previous_champion")) == ("3", "3", "1")
     tags = client.client().get_model_version("iterit", "2").tags
     assert json.loads(tags["iterit.gate"])["champion"] == {"loss": 2.0}
+    difference = {"difference": -0.5, "lower_bound": -0.5, "interval_low": -0.5, "interval_high": -0.5, "records": 2}
+    difference |= {"confidence": 0.95, "margin": 0.0, "detectable": 0.0}
+    assert json.loads(tags["iterit.gate"])["differences"] == {"loss": difference}
     edit_params(project, {"gate": {"margin": 0.5}})
-    assert "does not beat version 3 by 0.5" in retrained(project, tmp_path, 14, 1.1)
+    assert "2 records, margin 0.5; champion: version 3" in retrained(project, tmp_path, 14, 1.1)
+
+
+def test_the_champion_is_compared_by_the_records_that_were_logged_with_it(project: Path, tmp_path: Path) -> None:
+    retrained(project, tmp_path, 11, 0.5)  # a figure that no model has
+    run_id = client.client().get_model_version("iterit", "1").run_id
+    logged = client.client().download_artifacts(run_id, "holdout/evaluation.parquet")
+    assert Path(logged).read_bytes() == Path("data/evaluations/2.parquet").read_bytes()
+    assert "+0.2000" in retrained(project, tmp_path, 12, 0.3)
+    assert not gate_decision()["evaluated_again"]
+
+
+@pytest.mark.parametrize("missing", ["table", "run"])
+def test_a_champion_whose_evaluation_is_not_in_mlflow_is_evaluated_again(
+    project: Path, tmp_path: Path, missing: str
+) -> None:
+    retrained(project, tmp_path, 11, 0.5)
+    run_id = client.client().get_model_version("iterit", "1").run_id
+    if missing == "table":
+        artifacts = client.client().get_run(run_id).info.artifact_uri
+        shutil.rmtree(Path(artifacts.removeprefix("file://")) / "holdout")
+    else:
+        client.client().delete_run(run_id)
+        gc = [sys.executable, "-m", "mlflow", "gc", "--run-ids", run_id]
+        subprocess.run([*gc, "--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]], check=True, capture_output=True)
+    assert retrained(project, tmp_path, 12, 0.3).startswith("gate: promoted: +6.")
+    assert gate_decision()["evaluated_again"]
 
 
 def test_the_champion_is_evaluated_again_when_the_holdout_has_changed(project: Path, tmp_path: Path) -> None:
     retrained(project, tmp_path, 11, 0.001)  # a figure that no model has
     write_records(project / "data/holdout.parquet", RECORDS[3:])
     line = retrained(project, tmp_path, 12, 2.0)
-    assert line.startswith("gate: champion: beats version 1: loss 2 against 6.")
-    decision = json.loads((project / ".iterit/registered.json").read_text())["gate"]
-    assert decision["evaluated_again"]
+    assert line.startswith("gate: promoted: +4.")
+    assert line.endswith("3 records; before: version 1")
+    assert gate_decision()["evaluated_again"]
+
+
+def test_a_holdout_that_is_too_small_is_reported_after_the_gate(project: Path, tmp_path: Path) -> None:
+    retrained(project, tmp_path, 11, 2.0)
+    put_model(project, "2", make_small_model(tmp_path / "other", seed=12), loss=1.9)
+    table = tables.read(Path("data/evaluations/2.parquet"), tables.EVALUATIONS).to_pylist()
+    table[0]["nll_conditional"] = 2.1
+    rows = pa.Table.from_pylist(table, schema=tables.EVALUATIONS)
+    tables.write(Path("data/evaluations/2.parquet"), rows, tables.EVALUATIONS)
+    _, verdict, resolution = register(project).stdout.splitlines()
+    assert verdict == "gate: kept: +0.0000, interval -1.2706 to 1.2706, 2 records; champion: version 1"
+    assert resolution == "gate: 2 records can show a difference of 0.77 nats or more"
+    dvc(project, "commit", "--quiet", "--force", "evaluate@2")
+    summary = "from components.core.params import load_settings; from flows.summary import print_summary; "
+    done = subprocess.run(
+        [sys.executable, "-c", summary + "print_summary(load_settings(), new=True)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "\ngate         kept: +0.0000" in done.stdout
+    assert f"\n             {resolution.removeprefix('gate: ')}\n" in done.stdout
 
 
 def test_the_best_checkpoint_is_registered_when_gate_register_asks_for_it(project: Path) -> None:

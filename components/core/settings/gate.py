@@ -11,8 +11,10 @@ from components.core.settings.block import Block
 
 class GateSettings(Block):
     metrics: Annotated[list[Literal["loss", "perplexity", "mean_complexity"]], Field(min_length=1)] = ["loss"]
-    """Holdout metrics, lower is better; the challenger must beat the champion in every one."""
+    """Holdout metrics, lower is better; the challenger must be better in each. Perplexity has the test of the loss."""
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    """One-sided confidence with which the challenger must be better, record by record over the same holdout."""
     margin: float = Field(default=0.0, ge=0)
-    """The challenger must be better by more than this."""
+    """By how much it must be better, in nats of the loss or in mean complexity: the lower bound must be above this."""
     register_: Literal["last", "best"] = Field(default="last", alias="register")
     """Which checkpoint is registered: that of the last iteration, or the best by the first of the metrics."""

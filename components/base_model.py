@@ -83,7 +83,15 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, the model embeds {model.get_input_embeddings().num_embeddings}"
         )
-    if tokenizer.chat_template is None:
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        names = sorted(tokenizer.chat_template)
+        if len(names) != 1:
+            raise UserError(
+                f"the tokenizer has several chat templates ({', '.join(names)}) and none is the default: "
+                "put the one to use into the folder as chat_template.jinja"
+            )
+        tokenizer.chat_template = {"default": tokenizer.chat_template[names[0]], **tokenizer.chat_template}
+    if not tokenizer.chat_template:
         print("base_model: the tokenizer has no chat template; it gets the plain one (docs/models.md)", file=sys.stderr)
         tokenizer.chat_template = PLAIN_TEMPLATE
     model.save_pretrained(folder)
@@ -92,8 +100,8 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
         file = folder / name
         if file.is_file():
             _drop_origin(file)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors makes its files readable by their owner only
+    for file in folder.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors makes its files readable by their owner only
 
 
 def _drop_origin(file: Path) -> None:

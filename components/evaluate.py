@@ -41,6 +41,7 @@ def evaluate(
             model,
             tokenizer,
             system=settings.score.system,
+            template=settings.score.template,
             max_length=settings.score.max_length,
             sample_tokens=settings.evaluate.sample_tokens,
         )

@@ -100,7 +100,10 @@ def identity(options: argparse.Namespace, settings: Settings) -> Mapping[str, An
         "subset": file_digest(options.subset),
         "parent_model": cached_digest(options.parent_model),
         "parent_state": asdict(read_progress(options.parent_state)),
-        "settings": {**settings.finetune.model_dump(), "system": settings.score.system},
+        "settings": {
+            **settings.finetune.model_dump(),
+            **{key: getattr(settings.score, key) for key in ("system", "template", "template_date")},
+        },
         "config": file_digest(CONFIGS / f"{settings.finetune.deepspeed}.json"),
         "code": [file_digest(Path(__file__)), *(folder_digest(here / room) for room in ("data", "model", "training"))],
         "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "accelerate")},
@@ -121,15 +124,18 @@ def run_worker(options: argparse.Namespace, settings: Settings, scratch: Path) -
     prepare_deepspeed()
     import torch
 
+    from components.model.chat import pin_date
     from components.training.iteration import encode_subset, train_iteration
 
     finetune, what = settings.finetune, stage_name("finetune", options.iteration)
     model, tokenizer = load_trainable(options.parent_model, finetune)
+    pin_date(tokenizer, settings.score.template_date)
     examples = encode_subset(
         read_records(options.subset),
         tokenizer,
         finetune,
         system=settings.score.system,
+        template=settings.score.template,
         iteration=int(options.iteration),
     )
     operations = training_operations(examples, model, finetune)  # before ZeRO-3 shards the weights

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.core.errors import UserError
+from components.core.errors import UserError, printable
 from components.core.files import read_json, write_json
 from components.core.launch import launch_workers, worker
 from components.core.params import load_settings
@@ -32,9 +32,18 @@ from components.core.settings.score import ScoreSettings
 from components.core.stage import Stopwatch, stage, stage_name
 from components.data import tables
 from components.data.records import Record, iterate_records
+from components.model.chat import pin_date
 from components.model.load import load_model, load_tokenizer, prepack_linear_layers
 from components.provenance.statements import statement_of
-from components.scoring.ifd import UNTIMED, VARIANT, check_length, encode_pairs, score_rows, windows
+from components.scoring.ifd import (
+    UNTIMED,
+    VARIANT,
+    check_length,
+    encode_pairs,
+    explain_unscorable,
+    score_rows,
+    windows,
+)
 from components.scoring.losses import Scorer, make_scorer, measure_pairs
 from components.scoring.store import open_store, pair_key
 
@@ -80,6 +89,7 @@ def score_pool(
     """
     rank, processes = (share.rank, share.processes) if share else (0, 1)
     tokenizer = load_tokenizer(folder)
+    pin_date(tokenizer, settings.template_date)
     store = open_store(folder, settings.dtype)
     wanted = set(candidates)
     scored = [tables.SCORES.empty_table()]
@@ -123,6 +133,7 @@ def _progress_of_first(rank: int, total: int, what: str) -> Iterator[Callable[[i
 
 def _load_scorer(folder: Path, settings: ScoreSettings) -> Scorer:
     model, tokenizer = load_model(folder, settings.dtype)
+    pin_date(tokenizer, settings.template_date)
     check_length(model, settings.max_length)
     prepack_linear_layers(model)
     return make_scorer(model, tokenizer, system=settings.system, template=settings.template)
@@ -154,10 +165,10 @@ def summarize(scores: pa.Table) -> ScoreSummary:
     )
 
 
-def check_misaligned_share(summary: ScoreSummary, settings: ScoreSettings) -> None:
-    """Raises UserError when more of the pool is misaligned or unscorable than score.max_misaligned_share allows.
+def check_misaligned_share(summary: ScoreSummary, settings: ScoreSettings, reasons: Sequence[str] = ()) -> None:
+    """Raises UserError when more is misaligned or unscorable than score.max_misaligned_share allows.
 
-    That is a sign of wrong texts, not of bad records.
+    That is a sign of wrong texts, not of bad records. `reasons` are those of the unscorable records.
     """
     if summary.misaligned_share > settings.max_misaligned_share:
         raise UserError(
@@ -165,6 +176,7 @@ def check_misaligned_share(summary: ScoreSummary, settings: ScoreSettings) -> No
             f"{summary.unscorable} unscorable, more than score.max_misaligned_share "
             f"{settings.max_misaligned_share} allows: does the chat template fit the model (score.template: none "
             "scores plain text), does score.system, and is score.max_length long enough?"
+            + "".join(f" ({reason})" for reason in reasons)
         )
 
 
@@ -220,16 +232,18 @@ def main() -> None:
         if settings.score.processes > 1:
             running.arithmetic.seconds = fill_store(settings.score.processes, scratch)
         scores = score_candidates(options, settings, running.arithmetic)
-        summary = summarize(scores)
+        summary, reasons = summarize(scores), explain_unscorable(scores)
         # later iterations score many misaligned records by design: the ranking puts them right after the picks
         if scores.num_rows == pq.read_metadata(options.pool).num_rows:
-            check_misaligned_share(summary, settings.score)
+            check_misaligned_share(summary, settings.score, reasons)
         tables.write(options.scores, scores, tables.SCORES)
         write_json(options.metrics, asdict(summary))
         print(
             f"{running.name}: {summary.records} records, mean complexity {summary.mean_complexity}, "
             f"{summary.misaligned} misaligned, {summary.unscorable} unscorable"
         )
+        for reason in reasons:
+            print(f"{running.name}: {printable(reason)}")
 
 
 if __name__ == "__main__":

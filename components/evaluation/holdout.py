@@ -18,13 +18,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from components.core.errors import UserError
+from components.core.errors import UserError, printable
 from components.core.progress import progress
 from components.core.settings.score import ScoreSettings
 from components.data import tables
 from components.data.records import Record
 from components.evaluation.statistics import Interval, weighted_interval
-from components.scoring.ifd import UNTIMED, score_records
+from components.model.chat import pin_date
+from components.scoring.ifd import UNTIMED, explain_unscorable, score_records
 
 CONFIDENCE = 0.95  # of the intervals in metrics, two-sided
 DIGITS = 6
@@ -75,6 +76,7 @@ def evaluate_records(
 
     `what` names the work in the progress line; `arithmetic` is entered while the model computes.
     """
+    pin_date(tokenizer, settings.template_date)
     with progress(total=len(holdout), unit="records", what=what) as advance:
         scores = score_records(
             holdout,
@@ -87,6 +89,8 @@ def evaluate_records(
             advance=advance,
             arithmetic=arithmetic,
         )
+    for reason in explain_unscorable(scores):
+        print(f"{what}: {printable(reason)}", flush=True)
     return evaluation_table(holdout, scores)
 
 

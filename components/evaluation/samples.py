@@ -21,16 +21,25 @@ class Sample:
 
 
 def generate_samples(
-    records: Sequence[Record], model: Any, tokenizer: Any, *, system: str, max_length: int, sample_tokens: int
+    records: Sequence[Record],
+    model: Any,
+    tokenizer: Any,
+    *,
+    system: str,
+    max_length: int,
+    sample_tokens: int,
+    template: str = "chat",
 ) -> list[Sample]:
-    """A sample for each record, with a greedy response of at most `sample_tokens` tokens."""
+    """A sample for each record that the template accepts, with a greedy response of at most `sample_tokens` tokens."""
     import torch
     from transformers import GenerationConfig
 
-    if not records:
-        return []
+    encoded = zip(records, encode_prompts(records, tokenizer, system=system, template=template), strict=True)
     # a prompt that is too long keeps its end, to which the response replies
-    prompts = [ids[-max_length:] for ids in encode_prompts(records, tokenizer, system=system)]
+    prompted = [(record, ids[-max_length:]) for record, ids in encoded if ids is not None]
+    if not prompted:
+        return []
+    prompts = [ids for _, ids in prompted]
     width = max(len(ids) for ids in prompts)
     padding = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
     # padded on the left, so that generation continues from the prompt's last token; the mask is made from lengths
@@ -46,7 +55,8 @@ def generate_samples(
         output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
     texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
     return [
-        Sample(record.id, record.prompt, record.response, text) for record, text in zip(records, texts, strict=True)
+        Sample(record.id, record.prompt, record.response, text)
+        for (record, _), text in zip(prompted, texts, strict=True)
     ]
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from components.core.errors import UserError, first_line
 from components.core.process import keep_freed_memory
+from components.model.packing import close
 from components.model.weights import load_weights
 
+PROBE_TOKENS = 8  # of the text that prepacked layers are tested with
 PREPACKED_ROWS = 2048  # input rows that oneDNN chooses the weights' layout for; other numbers work as well
 
 
@@ -58,16 +60,31 @@ def copy_mapped_weights(model: Any) -> None:
 def prepack_linear_layers(model: Any) -> None:
     """Convert the linear layers of a model on a CPU to oneDNN's blocked layout, which makes the forward pass faster.
 
-    In place, and irreversible: such a model cannot be trained or saved. Results are the same but for rounding.
+    In place, and irreversible: such a model cannot be trained or saved. Results are the same but for rounding. Left
+    undone where the model's code reads the weights of its layers itself, as recurrent ones do.
     """
     import torch
 
     if model.device.type != "cpu" or not torch._C._has_mkldnn:
         return
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is torch.nn.Linear:
-                setattr(parent, name, _prepacked(child))
+    probe = torch.arange(PROBE_TOKENS)[None] % model.get_input_embeddings().num_embeddings
+    with torch.inference_mode():
+        expected = model(input_ids=probe, use_cache=False).logits
+        layers = [
+            (parent, name, child)
+            for parent in list(model.modules())
+            for name, child in list(parent.named_children())
+            if type(child) is torch.nn.Linear
+        ]
+        for parent, name, child in layers:
+            setattr(parent, name, _prepacked(child))
+        try:
+            same = close(expected, model(input_ids=probe, use_cache=False).logits)
+        except Exception:  # noqa: BLE001  an architecture's own code may fail in any way; plain layers always work
+            same = False
+    if not same:
+        for parent, name, child in layers:
+            setattr(parent, name, child)
 
 
 def _prepacked(linear: Any) -> Any:

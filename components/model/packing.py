@@ -29,8 +29,8 @@ def packed_attention(model: Any) -> Iterator[None]:
 
     AttentionInterface.register(PACKED, _attend_per_text)
     before = model.config._attn_implementation
-    model.set_attn_implementation(PACKED)
     try:
+        model.set_attn_implementation(PACKED)
         yield
     finally:
         model.set_attn_implementation(before)
@@ -51,11 +51,7 @@ def matches_separate_passes(model: Any, separate: Sequence[Any], packed: Callabl
     try:
         with packed_attention(model):
             actual = packed()
-    except UnpackableError:
-        return False
-    except TypeError as error:  # a forward pass that does not accept additional arguments
-        if "iterit_" not in str(error):
-            raise
+    except Exception:  # noqa: BLE001  an architecture's own code may fail in any way; padded texts always work
         return False
     return close(torch.cat(list(separate)), actual)
 

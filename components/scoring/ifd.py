@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -35,11 +36,13 @@ from components.scoring.losses import Text, make_scorer, measure_pairs
 
 VARIANT = "ifd"
 UNTIMED = nullcontext()
-NOTHING = Text([], 0)
 
 NO_RESPONSE = "the response is empty"
 CUT_OFF = "no token of the response is left within max_length"
 NOT_FINITE = "the model gives no finite loss"
+OTHER_TOKENS = "the response has other tokens with the prompt than without it"
+
+SHOWN_REASONS = 3
 
 WINDOW = 128  # records that are sorted by length and scored together; also a shard of the store: what a kill can cost
 LARGEST_EXPONENT = 709.0  # exp overflows above it; only a broken model's losses differ by so many nats per token
@@ -87,22 +90,32 @@ def encode_pairs(
     conditional = encode_conditional(records, tokenizer, system=system, template=template, max_length=max_length)
     unconditional = encode_unconditional(records, tokenizer, template=template, max_length=max_length)
     return [
-        _pair(with_prompt, without_prompt) if record.response.strip() else (NOTHING, NOTHING)
+        _pair(with_prompt, without_prompt) if record.response.strip() else _nothing(NO_RESPONSE)
         for record, with_prompt, without_prompt in zip(records, conditional, unconditional, strict=True)
     ]
 
 
 def _pair(conditional: Encoded, unconditional: Encoded) -> tuple[Text, Text]:
+    problem = conditional.problem or unconditional.problem
+    if problem:
+        return _nothing(problem)
     # the first token of a text cannot be predicted from anything; it is left out of both
     skipped = 0 if conditional.start and unconditional.start else 1
     count = min(len(text.ids) - text.start for text in (conditional, unconditional)) - skipped
     if count <= 0:
-        return NOTHING, NOTHING
+        return _nothing(CUT_OFF)
     starts = (conditional.start + skipped, unconditional.start + skipped)
-    return (
+    texts = (
         Text(conditional.ids[: starts[0] + count], starts[0]),
         Text(unconditional.ids[: starts[1] + count], starts[1]),
     )
+    if texts[0].ids[starts[0] :] != texts[1].ids[starts[1] :]:
+        return _nothing(OTHER_TOKENS)
+    return texts
+
+
+def _nothing(reason: str) -> tuple[Text, Text]:
+    return Text([], 0, reason), Text([], 0, reason)
 
 
 def score_rows(
@@ -113,10 +126,8 @@ def score_rows(
     for record, (text, _), (conditional, unconditional) in zip(records, pairs, losses.tolist(), strict=True):
         reason = None
         complexity = math.exp(min(conditional - unconditional, LARGEST_EXPONENT)) if text.scored else math.nan
-        if not record.response.strip():
-            reason = NO_RESPONSE
-        elif not text.scored:
-            reason = CUT_OFF
+        if not text.scored:
+            reason = text.problem
         elif not math.isfinite(complexity) or not math.isfinite(conditional + unconditional):
             reason = NOT_FINITE
         numbers = (None, None, None) if reason else (conditional, unconditional, complexity)
@@ -125,6 +136,17 @@ def score_rows(
         pa.array(column, type=field.type) for column, field in zip(zip(*rows, strict=True), tables.SCORES, strict=True)
     ]
     return pa.table(columns, schema=tables.SCORES)
+
+
+def explain_unscorable(scores: pa.Table) -> list[str]:
+    """A line for each of the commonest reasons for which records of tables.SCORES are unscorable, with one id."""
+    unscorable = [row for row in scores.select(["id", "reason"]).to_pylist() if row["reason"] is not None]
+    counts = Counter(row["reason"] for row in unscorable)
+    examples = {row["reason"]: row["id"] for row in reversed(unscorable)}
+    return [
+        f"{count} unscorable, for example record {examples[reason]}: {reason}"
+        for reason, count in counts.most_common(SHOWN_REASONS)
+    ]
 
 
 def check_length(model: Any, max_length: int) -> None:

@@ -31,6 +31,8 @@ class Text:
 
     ids: list[int]
     start: int
+    problem: str | None = None
+    """Why nothing is scored."""
 
     @property
     def scored(self) -> int:
@@ -68,13 +70,24 @@ def make_scorer(model: Any, tokenizer: Any, *, system: str, template: str) -> Sc
         encode_conditional(probes, tokenizer, system=system, template=template),
         encode_unconditional(probes, tokenizer, template=template),
     )
+    if any(text.problem for texts in kinds for text in texts):
+        return Scorer(model, (), separable_head=False, packed=False)  # no texts to test with
     with torch.inference_mode():
-        prefixes = [_find_shared_prefix(model, first, second) for first, second in kinds]
-        separable_head = _has_separable_head(model, kinds[0][0].ids)
+        prefixes = [_attempt(lambda texts=texts: _find_shared_prefix(model, *texts)) for texts in kinds]
+        separable_head = bool(_attempt(lambda: _has_separable_head(model, kinds[0][0].ids)))
         packed = separable_head and all(
-            _supports_packing(model, texts, prefix) for texts, prefix in zip(kinds, prefixes, strict=True)
+            _attempt(lambda texts=texts, prefix=prefix: _supports_packing(model, texts, prefix))
+            for texts, prefix in zip(kinds, prefixes, strict=True)
         )
     return Scorer(model, tuple(prefix for prefix in prefixes if prefix), separable_head, packed)
+
+
+def _attempt(shortcut: Callable[[], Any]) -> Any:
+    """The result of testing a shortcut; None where it fails in the architecture's own code, in whatever way."""
+    try:
+        return shortcut()
+    except Exception:  # noqa: BLE001  recurrent models, caches of another form: the plain way is always there
+        return None
 
 
 def _find_shared_prefix(model: Any, first: Encoded, second: Encoded) -> SharedPrefix | None:
@@ -231,7 +244,7 @@ def _mean_losses(texts: Sequence[Text], scorer: Scorer, prefix: SharedPrefix | N
         losses = _losses_of_states(model, states[positions], targets)
     else:
         cache = _make_cache(prefix, len(texts))
-        logits = model(input_ids=_pad(rows, model), past_key_values=cache, use_cache=cache is not None).logits
+        logits = model(input_ids=_pad(rows, model), **_cache_arguments(cache)).logits
         losses = _losses_of_logits(logits.flatten(0, 1)[positions], targets)
     counts = torch.tensor([text.scored for text in texts], device=losses.device)
     return torch.segment_reduce(losses.double(), "mean", lengths=counts)
@@ -281,7 +294,7 @@ def _pad(rows: Sequence[Sequence[int]], model: Any) -> Any:
 def _states(model: Any, batch: Any, prefix: SharedPrefix | None) -> Any:
     """Final states of the model's body, shape (texts, positions, width)."""
     cache = _make_cache(prefix, len(batch))
-    return model.base_model(input_ids=batch, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+    return model.base_model(input_ids=batch, **_cache_arguments(cache)).last_hidden_state
 
 
 def _packed_states(model: Any, rows: Sequence[Sequence[int]], prefix: SharedPrefix | None) -> Any:
@@ -303,6 +316,11 @@ def _packed_states(model: Any, rows: Sequence[Sequence[int]], prefix: SharedPref
         iterit_layers=prefix.layers if prefix else None,
         iterit_mask=mask,
     ).last_hidden_state[0]
+
+
+def _cache_arguments(cache: Any) -> dict[str, Any]:
+    """Arguments of a forward pass; a recurrent model's takes no `past_key_values`."""
+    return {"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True}
 
 
 def _make_cache(prefix: SharedPrefix | None, texts: int) -> Any:

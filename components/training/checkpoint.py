@@ -16,6 +16,7 @@ from components.training.lora import merge_adapter
 from components.training.resume import COMPLETE, Step
 
 MODEL_FILES = ("*.safetensors*", "config.json", "generation_config.json")
+NAMED_TEMPLATES = "additional_chat_templates"  # folder that transformers keeps all but the default in
 # not part of the trainer state: the model, files that contain paths, DeepSpeed's scripts, and the mark of completeness
 NOT_STATE = (*MODEL_FILES, "adapter_config.json", "training_args.bin", "*.py", COMPLETE)
 
@@ -31,6 +32,8 @@ def build_model(checkpoint: Path, parent: Path, folder: Path, *, lora: bool) -> 
     for file in sorted(parent.iterdir()):
         if file.is_file() and file.name != "README.md" and not _matches(file, MODEL_FILES):
             shutil.copyfile(file, folder / file.name)
+        elif file.name == NAMED_TEMPLATES:
+            shutil.copytree(file, folder / file.name, copy_function=shutil.copyfile)
     if lora:
         merge_adapter(checkpoint, folder)
     else:

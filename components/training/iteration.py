@@ -52,11 +52,25 @@ class Start:
 
 
 def encode_subset(
-    records: Sequence[Record], tokenizer: Any, settings: FinetuneSettings, *, system: str, iteration: int
+    records: Sequence[Record],
+    tokenizer: Any,
+    settings: FinetuneSettings,
+    *,
+    system: str,
+    iteration: int,
+    template: str = "chat",
 ) -> list[Example]:
-    """The subset in training order. Raises UserError for a record without a response token within max_length."""
-    texts = encode_conditional(records, tokenizer, system=system, max_length=settings.max_length)
+    """The subset in training order.
+
+    Raises UserError for a record that the template refuses, or without a response token within max_length.
+    """
+    texts = encode_conditional(records, tokenizer, system=system, template=template, max_length=settings.max_length)
     for record, text in zip(records, texts, strict=True):
+        if text.problem:
+            raise UserError(
+                f"record {record.id} (source {record.source}): {text.problem}; score and select it again with these "
+                f"settings of {PARAMS}: score, or set them back"
+            )
         if not 0 < text.start < len(text.ids):
             raise UserError(
                 f"record {record.id} (source {record.source}): no response token within finetune.max_length "

@@ -350,3 +350,16 @@ def test_a_tokenizer_without_a_chat_template_gets_the_plain_template(
     assert tokenizer.decode(encoded.ids[encoded.start :]) == "One.<|im_end|>"
     prompt = encode_prompts([RECORD], tokenizer, system="Be brief.")[0]
     assert prompt == encoded.ids[: encoded.start]
+
+
+def test_named_templates_are_kept_and_one_that_stands_alone_is_the_default(small_model: Path, tmp_path: Path) -> None:
+    named = copy_of(small_model, tmp_path / "named")
+    (named / "additional_chat_templates").mkdir()
+    (named / "chat_template.jinja").rename(named / "additional_chat_templates" / "chat.jinja")
+    folder = fetch(tmp_path / "alone", kind="folder", path=str(named))
+    template = (small_model / "chat_template.jinja").read_text()
+    assert (folder / "chat_template.jinja").read_text() == template
+    assert (folder / "additional_chat_templates" / "chat.jinja").read_text() == template
+    (named / "additional_chat_templates" / "rag.jinja").write_text("other")
+    with pytest.raises(UserError, match=r"several chat templates .chat, rag. and none is the default"):
+        fetch(tmp_path / "several", kind="folder", path=str(named))

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from components.core.errors import UserError
+from components.core.settings.finetune import FinetuneSettings
 from components.core.settings.ingest import Columns
 from components.data.records import make_record
 from components.data_sources.shapes import finish, from_columns, recognize
@@ -22,7 +24,9 @@ from components.training.batches import (
     effective_batches,
     supports_packing,
 )
+from components.training.iteration import encode_subset
 from components.training.trainer import Schedule
+from tests.support.records import ask
 
 SYSTEM = "You are a helpful assistant."
 
@@ -134,3 +138,13 @@ def test_an_iteration_beyond_the_planned_ones_begins_a_new_cycle() -> None:
 def test_a_llama_supports_packing(small_model: Path, dtype: str) -> None:
     model, _ = load_model(small_model, dtype)
     assert supports_packing(model)
+
+
+def test_a_record_that_the_template_refuses_ends_the_training_with_its_id(small_model: Path) -> None:
+    tokenizer = load_tokenizer(small_model)
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    record = ask("Q", "A")
+    with pytest.raises(UserError, match=f"record {record.id} .source test.: .*never; score and select it again"):
+        encode_subset([record], tokenizer, FinetuneSettings(), system=SYSTEM, iteration=1)
+    (example, *_) = encode_subset([record], tokenizer, FinetuneSettings(), system="", iteration=1, template="none")
+    assert tokenizer.decode(example.ids) == "<|im_start|>Q\n\nA"

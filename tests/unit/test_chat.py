@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,16 @@ import pytest
 
 from components.core.errors import UserError
 from components.data.records import Message, Record, make_record
-from components.model.chat import MARKER, Encoded, encode_conditional, encode_prompts, encode_unconditional
+from components.model.chat import (
+    CHANGED,
+    LEFT_OUT,
+    MARKER,
+    Encoded,
+    encode_conditional,
+    encode_prompts,
+    encode_unconditional,
+    pin_date,
+)
 from components.model.load import load_tokenizer
 
 SYSTEM = "You are a helpful assistant."
@@ -19,6 +30,14 @@ TRIMS = (
 )
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TRIMS
 USER_FIRST = "{% if messages[0]['role'] == 'assistant' %}{{ raise_exception('user first') }}{% endif %}" + TRIMS
+ALTERNATES = (
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('take turns') }}{% endif %}{% endfor %}" + TRIMS
+)
+CUTS_THOUGHTS = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
+    "+ message['content'].split('</think>')[-1] + '<|im_end|>\n' }}{% endfor %}"
+)
 MERGES = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '<|im_end|>' }}{% endfor %}"
 THOUGHT_FIRST = (
     "{% for message in messages %}{% set parts = message['content'].split('</think>') %}{{ message['role'] + '\n' }}"
@@ -120,11 +139,78 @@ def test_plain_text_has_a_first_token_and_no_template(tokenizer: Any) -> None:
     assert without_prompt.start == 1
 
 
-def test_a_template_that_refuses_the_system_message_is_an_error_that_names_the_setting(tokenizer: Any) -> None:
+def test_a_template_that_refuses_system_messages_gets_them_in_the_first_user_message(tokenizer: Any) -> None:
     tokenizer.chat_template = NO_SYSTEM
-    with pytest.raises(UserError, match=r"\(system, user, assistant\): no system role; .*score.system: ''"):
-        conditional(tokenizer, chat("Q", "A"))
+    own = make_record("test", [Message("system", "Be brief."), Message("user", "Q"), Message("assistant", "A")])
+    for record, system in ((own, "Be brief."), (chat("Q", "A"), SYSTEM)):
+        encoded = conditional(tokenizer, record)
+        assert tokenizer.decode(encoded.ids) == (
+            f"<|im_start|>user\n{system}\n\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+        )
+        assert scored_text(tokenizer, encoded) == "A<|im_end|>\n"
+        (prompt,) = encode_prompts([record], tokenizer, system=SYSTEM)
+        assert prompt == encoded.ids[: encoded.start]
     assert scored_text(tokenizer, conditional(tokenizer, chat("Q", "A"), system="")) == "A<|im_end|>\n"
+
+
+def test_a_record_that_the_template_refuses_has_its_reason_and_the_others_have_tokens(tokenizer: Any) -> None:
+    tokenizer.chat_template = ALTERNATES
+    twice = make_record("test", [Message("user", "Q"), Message("user", "Q?"), Message("assistant", "A")])
+    first, second, third = encode_conditional([chat("Q", "A"), twice, chat("R", "B")], tokenizer, system="")
+    assert second.problem == "the chat template refuses a conversation of (user, user, assistant): take turns"
+    assert (second.ids, first.problem, third.problem) == ([], None, None)
+    assert [scored_text(tokenizer, text) for text in (first, third)] == ["A<|im_end|>\n", "B<|im_end|>\n"]
+    assert [ids is None for ids in encode_prompts([chat("Q", "A"), twice], tokenizer, system="")] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages[0].content + 1 }}", "{{ messages[0].content.nothing.more }}", "{% if %}", "{{ 1 // 0 }}"],
+)
+def test_whatever_a_template_fails_with_is_the_record_s_reason(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = template
+    problem = conditional(tokenizer, chat("Q", "A")).problem
+    assert problem is not None
+    assert problem.startswith("the chat template refuses a conversation of (system, user, assistant): ")
+    assert len(problem.splitlines()) == 1
+
+
+def test_a_template_that_drops_a_part_of_a_response_is_noticed(tokenizer: Any) -> None:
+    tokenizer.chat_template = CUTS_THOUGHTS
+    kept, cut = encode_conditional([chat("Q", "yes"), chat("Q", "<think>hm</think>yes")], tokenizer, system="")
+    assert (kept.problem, cut.problem) == (None, CHANGED)
+
+
+DATED = "  {% set today = strftime_now('%d %b %Y, %A %-d %H:%M') %}\n{{ today }} " + TRIMS
+
+
+def test_a_template_that_reads_the_clock_is_refused_unless_its_date_is_pinned(tokenizer: Any) -> None:
+    tokenizer.chat_template = DATED
+    with pytest.raises(UserError, match=r"params.yaml: score.template_date: missing"):
+        conditional(tokenizer, chat("Q", "A"))
+    pin_date(tokenizer, "2024-07-06")
+    pin_date(tokenizer, "2024-07-06")  # has no further effect
+    text = tokenizer.decode(conditional(tokenizer, chat("Q", "A"), system="").ids)
+    assert text == "06 Jul 2024, Saturday 6 00:00 <|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+
+
+def test_a_pinned_template_has_the_bytes_of_the_template_on_that_day(tokenizer: Any) -> None:
+    turns = [{"role": "user", "content": "Q"}]
+    for template in (DATED, "\n" + DATED, "{%- if strftime_now is defined %}\n" + DATED + "{% endif %}\n"):
+        tokenizer.chat_template = template
+        now = datetime.now()
+        expected = tokenizer.apply_chat_template(turns, tokenize=False)
+        pin_date(tokenizer, now.date().isoformat())
+        pinned = tokenizer.apply_chat_template(turns, tokenize=False)
+        assert re.sub(r"\d\d:\d\d", "", pinned) == re.sub(r"\d\d:\d\d", "", expected), template
+
+
+def test_of_several_named_templates_the_default_is_used(tokenizer: Any) -> None:
+    tokenizer.chat_template = {"default": TRIMS, "tool_use": "{{ raise_exception('not this one') }}"}
+    assert scored_text(tokenizer, conditional(tokenizer, chat("Q", "A"))) == "A<|im_end|>\n"
+    tokenizer.chat_template = {"default": DATED, "tool_use": ""}
+    with pytest.raises(UserError, match=r"score.template_date"):
+        conditional(tokenizer, chat("Q", "A"))
 
 
 def test_a_template_that_must_begin_with_the_user_gets_an_empty_user_message(tokenizer: Any) -> None:
@@ -134,10 +220,9 @@ def test_a_template_that_must_begin_with_the_user_gets_an_empty_user_message(tok
     assert scored_text(tokenizer, encoded) == "A<|im_end|>\n"
 
 
-def test_a_template_that_leaves_the_response_out_is_an_error(tokenizer: Any) -> None:
+def test_a_template_that_leaves_the_response_out_is_noticed(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    with pytest.raises(UserError, match="leaves the response out"):
-        conditional(tokenizer, chat("Q", "A"))
+    assert conditional(tokenizer, chat("Q", "A")).problem == LEFT_OUT
 
 
 def test_truncation_cuts_the_end_and_does_not_move_the_start(tokenizer: Any) -> None:
@@ -153,3 +238,6 @@ def test_a_response_is_generated_from_everything_that_precedes_it(tokenizer: Any
     (ids,) = encode_prompts([chat("What?", "That.")], tokenizer, system=SYSTEM)
     assert ids == conditional(tokenizer, chat("What?", "That.")).ids[: len(ids)]
     assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n")
+    (plain,) = encode_prompts([chat("What?", "That.")], tokenizer, system=SYSTEM, template="none")
+    encoded = conditional(tokenizer, chat("What?", "That."), template="none")
+    assert plain == encoded.ids[: encoded.start]

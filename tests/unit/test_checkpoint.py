@@ -18,7 +18,7 @@ from components.core.files import publish_folder, write_json
 from components.core.settings.finetune import FinetuneSettings
 from components.data.records import write_records
 from components.provenance.digests import digest_of
-from components.training.checkpoint import check_tensors
+from components.training.checkpoint import build_model, check_tensors
 from components.training.resume import Step, append_step, mark_complete
 from tests.support.records import numbered
 
@@ -131,3 +131,12 @@ def test_the_trainer_state_holds_nothing_that_depends_on_interruptions(trained: 
     assert not {path.name for path in state.iterdir()} & {"model.safetensors", "config.json", "complete.json"}
     kept = json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))
     assert (kept["global_step"], kept["log_history"], kept["save_steps"]) == (2, [], 0)
+
+
+def test_a_checkpoint_keeps_the_named_templates_of_its_parent(small_model: Path, tmp_path: Path) -> None:
+    parent = Path(shutil.copytree(small_model, tmp_path / "parent"))
+    (parent / "additional_chat_templates").mkdir()
+    (parent / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages[0].content }}")
+    build_model(small_model, parent, tmp_path / "model", lora=False)
+    kept = tmp_path / "model" / "additional_chat_templates" / "tool_use.jinja"
+    assert kept.read_text() == "{{ messages[0].content }}"

@@ -21,7 +21,16 @@ from components.data.records import Message, Record
 from components.model.load import load_model, prepack_linear_layers
 from components.score import ScoreSummary, check_misaligned_share, score_pool, summarize
 from components.scoring import ifd
-from components.scoring.ifd import CUT_OFF, NO_RESPONSE, NOT_FINITE, check_length, encode_pairs, score_records
+from components.scoring.ifd import (
+    CUT_OFF,
+    NO_RESPONSE,
+    NOT_FINITE,
+    OTHER_TOKENS,
+    check_length,
+    encode_pairs,
+    explain_unscorable,
+    score_records,
+)
 from components.scoring.losses import make_scorer, measure_pairs, split_by_length
 from components.scoring.store import open_store
 from tests.support.records import ask, numbered
@@ -220,6 +229,42 @@ def test_an_unscorable_record_stays_in_the_table_with_its_reason(loaded: tuple[A
     assert (summary.records, summary.scored, summary.unscorable) == (3, 1, 2)
 
 
+ALTERNATES = (
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('take turns') }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+)
+# more white space follows a response after a prompt
+WIDENS = "{% for message in messages %}{% if loop.first %}{{ '<|im_start|>' }}"
+WIDENS += "{% endif %}{{ message['content'] + ('  ' if loop.length > 1 else '') + '<|im_end|>' }}{% endfor %}"
+
+
+def test_a_record_that_the_template_refuses_is_unscorable_and_the_others_are_scored(small_model: Path) -> None:
+    model, tokenizer = load_model(small_model, "float32")
+    tokenizer.chat_template = ALTERNATES
+    refused = ask("Q", "A", Message("user", "before"))
+    table = scored([RECORDS[0], refused, RECORDS[1]], model, tokenizer)
+    first, reason, last = table["reason"].to_pylist()
+    assert (first, last) == (None, None)
+    assert reason.endswith(": take turns")
+    assert explain_unscorable(table) == [f"1 unscorable, for example record {refused.id}: {reason}"]
+    with pytest.raises(UserError, match="take turns"):
+        check_misaligned_share(summarize(table), ScoreSettings(max_misaligned_share=0.1), explain_unscorable(table))
+
+
+def test_when_the_template_refuses_all_records_no_score_is_computed(small_model: Path) -> None:
+    model, tokenizer = load_model(small_model, "float32")
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    assert all(reason.endswith(": never") for reason in scored(RECORDS, model, tokenizer)["reason"].to_pylist())
+
+
+def test_both_texts_of_a_score_have_the_same_response_tokens_or_the_record_is_unscorable(small_model: Path) -> None:
+    model, tokenizer = load_model(small_model, "float32")
+    tokenizer.chat_template = WIDENS
+    table = scored(RECORDS[:3], model, tokenizer)
+    assert table["reason"].to_pylist() == [OTHER_TOKENS] * 3
+
+
 def test_records_are_unscorable_for_a_model_without_finite_losses(small_model: Path) -> None:
     import torch
 
@@ -375,5 +420,5 @@ def test_a_folder_without_tokenizer_or_safetensors_is_an_error(small_model: Path
         load_model(tmp_path, "float32")
     shutil.copytree(small_model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(UserError, match="pytorch_model.bin is pickle"):
+    with pytest.raises(UserError, match=r"pytorch_model.bin is pickle"):
         load_model(tmp_path / "model", "float32")

@@ -53,6 +53,7 @@ def _read_csv(path: Path, reading: Reading) -> Items:
             repeated = [column for column, count in Counter(rows.fieldnames or ()).items() if count > 1]
             if repeated:
                 raise UserError(f"{path} line 1: column {repeated[0]!r} occurs twice; rename one of them")
+            lines.characters = 0
             for row in rows:
                 lines.characters = 0
                 where = f"{path} line {rows.line_num}"

@@ -154,12 +154,13 @@ def verify(
     from components.audit.replay import replay_iteration
     from components.audit.verify import verify_checkpoint
 
-    for check in verify_statements(read_definitions(), required=not reference):
+    definitions = read_definitions()
+    for check in verify_statements(definitions, required=not reference):
         if not check.holds:
             print(check)
             raise typer.Exit(1)
     last = find_checkpoint(reference) if reference else workspace_checkpoint()
-    verification, lines = verify_checkpoint(last), set()
+    verification, lines = verify_checkpoint(last, definitions), set()
     for check in chain(verification.checks, replay_iteration(last.snapshot, replay) if replay else ()):
         if str(check) not in lines:  # several stages read the same file
             print(check)

@@ -35,9 +35,14 @@ class Verification:
     """To be called when every check holds."""
 
 
-def verify_checkpoint(checkpoint: Checkpoint) -> Verification:
-    """Compare the records of every stage of the chain with each other, with every byte, and with the seal."""
-    definitions = read_definitions() if checkpoint.snapshot.ref == WORKSPACE else {}
+def verify_checkpoint(checkpoint: Checkpoint, defined: Mapping[str, Definition] | None = None) -> Verification:
+    """Compare the records of every stage of the chain with each other, with every byte, and with the seal.
+
+    `defined`: what read_definitions gave, if it was asked already; only a checkpoint of the workspace needs it.
+    """
+    definitions: Mapping[str, Definition] = {}
+    if checkpoint.snapshot.ref == WORKSPACE:
+        definitions = read_definitions() if defined is None else defined
     stages = chain_stages(checkpoint, definitions)
     seal = find_seal(checkpoint.digest)
     checks = chain(

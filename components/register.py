@@ -29,7 +29,7 @@ from components.core.params import load_settings
 from components.core.settings.pipeline import Settings
 from components.core.stage import stage
 from components.data import tables
-from components.promotion.champion import Candidate, pass_gate
+from components.promotion.champion import Candidate, pass_gate, read_as
 from components.promotion.gate import choose
 from components.promotion.registered import Registered, write_registered
 from components.provenance.digests import cached_digest, file_digest
@@ -86,13 +86,14 @@ def describe_checkpoint(settings: Settings, models: Path, metrics: Path) -> Chec
 
 
 def register_checkpoint(
-    run: runs.PipelineRun, described: CheckpointDescription, places: Places
+    run: runs.PipelineRun, described: CheckpointDescription, places: Places, settings: Settings
 ) -> registry.RegisteredVersion:
     """The version of the registered model that holds the checkpoint. Raises Unreachable when MLflow does not answer."""
     tags = {
         registry.CHECKPOINT: described.checkpoint,
         "iterit.iteration": described.iteration,
         registry.HOLDOUT_DIGEST: file_digest(places.holdout),
+        registry.READ_AS: read_as(settings),
         **{f"holdout.{key}": str(value) for key, value in described.holdout.items()},
     }
     return registry.register_checkpoint(
@@ -136,7 +137,7 @@ def register_and_decide(
     arithmetic: AbstractContextManager[object],
 ) -> Registered:
     """Make the checkpoint a registered version, unless it is one, and let the gate decide about the champion."""
-    version = register_checkpoint(run, described, places)
+    version = register_checkpoint(run, described, places, settings)
     evaluations = tables.read(places.evaluations_of(described.iteration), tables.EVALUATIONS)
     candidate = Candidate(version.model, version.version, evaluations)
     decision = pass_gate(candidate, places.holdout, settings, arithmetic)

@@ -23,7 +23,7 @@ from components.data import tables
 from components.promotion.gate import Decision, decide, metrics_of
 from components.provenance.digests import file_digest
 from components.tracking import registry
-from components.tracking.registry import CHALLENGER, CHAMPION, HOLDOUT_DIGEST, PREVIOUS_CHAMPION
+from components.tracking.registry import CHALLENGER, CHAMPION, HOLDOUT_DIGEST, PREVIOUS_CHAMPION, READ_AS
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def pass_gate(
 ) -> Decision:
     """Make the version the challenger, and the champion if the gate lets it pass.
 
-    A champion whose evaluation was not logged, or was one of another holdout, is evaluated again on this one;
+    A champion whose evaluation was not logged, or was of another holdout or of other texts, is evaluated again;
     `arithmetic` is entered for its forward passes.
     """
     decision = _decide(candidate, holdout, settings, arithmetic)
@@ -62,7 +62,7 @@ def _decide(
         metrics = metrics_of(candidate.evaluations, settings.gate)
         return Decision(True, "is the champion already", metrics, None, candidate.version, False)
     reigning = None
-    if champion.tags.get(HOLDOUT_DIGEST) == file_digest(holdout):
+    if champion.tags.get(HOLDOUT_DIGEST) == file_digest(holdout) and champion.tags.get(READ_AS) == read_as(settings):
         reigning = logged_evaluations(candidate, champion.number)
     evaluated_again = reigning is None
     if reigning is None:
@@ -76,10 +76,16 @@ def _decide(
     )
 
 
+def read_as(settings: Settings) -> str:
+    """The settings that decide which texts a holdout's losses are of, as JSON: the tag READ_AS of a version."""
+    fields = ("system", "template", "template_date", "max_length", "dtype")
+    return json.dumps({name: getattr(settings.score, name) for name in fields})
+
+
 def logged_evaluations(candidate: Candidate, number: str) -> pa.Table | None:
     """tables.EVALUATIONS logged with a version; None where there is none, or one of other tokens than the candidate's.
 
-    The tokens of a record are others after a change of score.max_length, of the chat template or of the tokenizer.
+    The tokens of a record are others after a change of the chat template or of the tokenizer.
     """
     SCRATCH.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:

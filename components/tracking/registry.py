@@ -26,6 +26,7 @@ CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = GATE_ALIASES
 CHAMPIONS = "iterit.champions"  # tag of the model: every champion in order, and what promoted it
 CHECKPOINT = "iterit.checkpoint"  # tag of a version: digest of its checkpoint
 HOLDOUT_DIGEST = "iterit.holdout"  # tag of a version: SHA-256 of the holdout it was evaluated on
+READ_AS = "iterit.read_as"  # tag of a version: the settings with which the holdout was read
 
 EVALUATIONS = "holdout/evaluation.parquet"  # artifact of a version's run: losses of each holdout record
 

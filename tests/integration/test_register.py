@@ -241,6 +241,12 @@ def test_the_champion_is_evaluated_again_when_the_holdout_has_changed(project: P
     assert gate_decision()["evaluated_again"]
 
 
+def test_the_champion_is_evaluated_again_when_the_holdout_is_read_in_another_way(project: Path, tmp_path: Path) -> None:
+    retrained(project, tmp_path, 11, 0.001)  # a figure that no model has
+    edit_params(project, {"score": {"system": "Be brief."}})
+    assert retrained(project, tmp_path, 12, 2.0).startswith("gate: promoted: +4.")
+
+
 def test_a_holdout_that_is_too_small_is_reported_after_the_gate(project: Path, tmp_path: Path) -> None:
     retrained(project, tmp_path, 11, 2.0)
     put_model(project, "2", make_small_model(tmp_path / "other", seed=12), loss=1.9)

@@ -83,7 +83,8 @@ def test_a_killed_stage_leaves_no_lock_behind(tmp_path: Path, number: int) -> No
 
 def test_a_full_disk_ends_a_stage_with_one_line(tmp_path: Path) -> None:
     code = (
-        "import resource, pathlib; from components.core.stage import stage; from components.core.files import write_json\n"
+        "import resource, pathlib\nfrom components.core.stage import stage\n"
+        "from components.core.files import write_json\n"
         "with stage('select', '1'):\n"
         " resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         " write_json(pathlib.Path('a.json'), {'text': 'x' * 5000})"

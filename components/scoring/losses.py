@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,10 +74,10 @@ def make_scorer(model: Any, tokenizer: Any, *, system: str, template: str) -> Sc
     if any(text.problem for texts in kinds for text in texts):
         return Scorer(model, (), separable_head=False, packed=False)  # no texts to test with
     with torch.inference_mode():
-        prefixes = [_attempt(lambda texts=texts: _find_shared_prefix(model, *texts)) for texts in kinds]
-        separable_head = bool(_attempt(lambda: _has_separable_head(model, kinds[0][0].ids)))
+        prefixes = [_attempt(partial(_find_shared_prefix, model, *texts)) for texts in kinds]
+        separable_head = bool(_attempt(partial(_has_separable_head, model, kinds[0][0].ids)))
         packed = separable_head and all(
-            _attempt(lambda texts=texts, prefix=prefix: _supports_packing(model, texts, prefix))
+            _attempt(partial(_supports_packing, model, texts, prefix))
             for texts, prefix in zip(kinds, prefixes, strict=True)
         )
     return Scorer(model, tuple(prefix for prefix in prefixes if prefix), separable_head, packed)

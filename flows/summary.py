@@ -24,6 +24,8 @@ from components.tracking.registry import version_of_checkpoint
 
 PREFECT_PAGE = "http://127.0.0.1:4200"  # where `prefect server` listens by default
 
+WIDTH = 100  # columns, in which the table fits
+
 COLUMNS = {  # field of IterationRow: heading, format
     "iteration": ("iteration", "d"),
     "scored": ("records\nscored", ",d"),
@@ -62,7 +64,8 @@ def _cell(value: float | None, form: str) -> str:
 
 def print_summary(settings: Settings, *, new: bool) -> None:
     """Print the table and where to look; `new` is False when the run had nothing to do."""
-    console = Console(highlight=False, soft_wrap=True)
+    # a narrower terminal wraps the table's lines; cut cells would lose figures
+    console = Console(highlight=False, soft_wrap=True, width=max(Console().width, WIDTH))
     console.print()
     console.print(summary_table(read_rows(settings)))
     if new:

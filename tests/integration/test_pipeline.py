@@ -96,7 +96,10 @@ def test_a_run_ends_with_a_commit_and_a_tag_and_the_audit_holds(finished_run: Fi
     message = json.loads(call(folder, "git", "tag", "--list", "--format=%(contents)", "iterit/iterit/v1"))
     assert message.keys() == {"checkpoint", "dvc_lock", "mlflow_run", "prefect_flow_run"}
     assert message["checkpoint"] == folder_digest(folder / "models/2")
-    assert iterit(folder, "audit", "verify").splitlines()[-1].endswith(message["checkpoint"])
+    *_, holds, compared = iterit(folder, "audit", "verify").splitlines()
+    assert holds.endswith(message["checkpoint"])
+    assert compared.startswith("compared with the sealed commit ")
+    assert compared.endswith("(tag iterit/iterit/v1); there is no signature")
     for reference in (message["mlflow_run"], "models:/iterit/1", "models:/iterit@latest_iterit"):
         found = json.loads(iterit(folder, "audit", "checkpoint", reference, "--format", "json"))
         assert found["checkpoint"] == message["checkpoint"]

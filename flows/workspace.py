@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from components.core.errors import Unreachable, UserError
 from components.core.lock import LockedError, exclusive_lock
+from components.core.params import read_params
 from components.core.paths import PARAMS, PIPELINE, SCRATCH
 from components.core.settings.pipeline import Settings
 from components.data_sources.file_manifest import check_source
-from components.provenance.pipeline import output_places
+from components.provenance.pipeline import output_places, params_read
 from components.training.deepspeed import CONFIGS, check_precision
 
 RUN_LOCK = SCRATCH / "lock"
@@ -44,7 +46,7 @@ def claim_workspace() -> Iterator[None]:
 def check_workspace(settings: Settings) -> None:
     """Raises UserError, one line per mistake, for what would otherwise fail in the middle of a run."""
     _check_repository()
-    mistakes = [*_wrong_sources(settings), *_missing_models(settings), *_unknown_config(settings)]
+    mistakes = [*_wrong_sources(settings), *_missing_models(settings), *_unknown_config(settings), *_missing_keys()]
     if mistakes:
         raise UserError(*mistakes)
     check_precision(settings.finetune.deepspeed, settings.finetune.dtype)
@@ -69,6 +71,18 @@ def _missing_models(settings: Settings) -> Iterator[str]:
     for key, model in (("base_model", settings.base_model), ("proxy_model", settings.proxy_model)):
         if model is not None and model.kind in ("folder", "gguf") and not Path(model.path).exists():
             yield f"{PARAMS}: {key}.path: {model.path}: no such file or folder"
+
+
+def _missing_keys() -> Iterator[str]:
+    """DVC refuses a key that a stage depends on and that the file leaves to its default, in words of its own."""
+    params = read_params()
+    for key in params_read():
+        value: Any = params
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                yield f"{PARAMS}: {key}: missing; a stage depends on it: write it with its default (docs/parameters.md)"
+                break
+            value = value[part]
 
 
 def _unknown_config(settings: Settings) -> Iterator[str]:

@@ -77,6 +77,12 @@ def output_places() -> list[str]:
     return sorted({path.partition("${")[0].rpartition("/")[0] if "${" in path else path for path in paths})
 
 
+def params_read() -> list[str]:
+    """The dotted keys of params.yaml on which stages depend; those with a `foreach` key are left out."""
+    definitions = [definition.get("do", definition) for definition in _stages().values()]
+    return sorted({key for definition in definitions for key in definition.get("params", ()) if "${" not in key})
+
+
 def _stages() -> Mapping[str, Any]:
     stages: Mapping[str, Any] = YAML(typ="safe").load(PIPELINE.read_text(encoding="utf-8"))["stages"]
     return stages

@@ -53,6 +53,14 @@ def test_a_mistake_is_one_line_and_changes_nothing(folder: Path, assignment: str
     assert (folder / "params.yaml").read_bytes() == before
 
 
+def test_a_key_that_a_stage_depends_on_must_be_written_even_with_its_default(folder: Path) -> None:
+    file = folder / "params.yaml"
+    file.write_text("".join(line for line in file.open() if "template_date" not in line))
+    with pytest.raises(UserError) as error:
+        set_parameters([], check_workspace)
+    assert str(error.value).startswith("params.yaml: score.template_date: missing; a stage depends on it")
+
+
 def test_every_mistake_is_reported(folder: Path) -> None:
     with pytest.raises(UserError) as error:
         set_parameters(["base_model.path=nowhere", "finetune.deepspeed=zero9"], check_workspace)

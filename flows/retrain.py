@@ -52,9 +52,10 @@ def retrain(commit: bool = True) -> State[Any]:
             end_interrupted_run(get_run_logger())
             note_run(RunningNote(flow_run.id))
             sealing = settings.seal if commit else settings.seal.model_copy(update={"commit": False})
-            state = _retrain(settings.model_copy(update={"seal": sealing}))
-            remove_note()
-            return state
+            try:
+                return _retrain(settings.model_copy(update={"seal": sealing}))
+            finally:
+                remove_note()
     except WorkspaceBusyError as busy:
         get_run_logger().warning("%s; this one ends", busy)
         return Completed(name="Busy", message=str(busy), data="busy")

@@ -74,6 +74,7 @@ def test_parameters_that_are_edited_during_a_run_end_it_and_are_never_recorded_b
     assert "Traceback" not in output
     assert [line for line in output.splitlines() if line.startswith("error: ")], output
     assert "changed" in output.splitlines()[-1]
+    assert not (after_a_run / NOTE).exists(), "a run that failed was not killed"
     edit_params(after_a_run, {"evaluate": {"samples": 1}})
     iterit(after_a_run, "run")
     assert hashes(after_a_run) == before

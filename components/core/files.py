@@ -20,7 +20,7 @@ FULL_DISK_WORDS = (
     "File too large",
     "Disk quota exceeded",
     "disk is full",
-    "PytorchStreamWriter failed",
+    "PytorchStreamWriter",
 )
 
 

@@ -6,6 +6,7 @@ has the lock and finds a note knows that the run was killed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -29,43 +30,56 @@ NOTE = SCRATCH / "running.json"
 
 @dataclass(frozen=True, slots=True)
 class RunningNote:
-    """The run that is at work in this folder."""
+    """The run that is at work in this folder; with no ids, none is."""
 
-    flow_run: str | None
+    flow_run: str | None = None
     """Prefect's id."""
     mlflow_run: str | None = None
+    unfinished: tuple[str, ...] = ()
+    """MLflow runs of killed runs that MLflow could not be asked to end yet."""
 
 
 def note_run(note: RunningNote) -> None:
-    """Say that this run is at work."""
+    """Say which run is at work, or which killed runs are still to be ended."""
     write_json(NOTE, asdict(note))
 
 
-def remove_note() -> None:
-    """Say that no run is at work."""
-    NOTE.unlink(missing_ok=True)
+def remove_note(unfinished: Sequence[str] = ()) -> None:
+    """Say that no run is at work; `unfinished` is what end_interrupted_run could not end."""
+    if unfinished:
+        note_run(RunningNote(unfinished=tuple(unfinished)))
+    else:
+        NOTE.unlink(missing_ok=True)
 
 
-def end_interrupted_run(logger: Logger) -> None:
+def end_interrupted_run(logger: Logger) -> tuple[str, ...]:
     """End the run that a kill has left running, if there is one: Crashed in Prefect, KILLED in MLflow.
 
-    A server that does not answer costs a warning, and the next run tries again.
+    Returns the MLflow runs that could not be ended because the server does not answer: a warning, and the next run
+    tries again.
     """
     if not NOTE.is_file():
-        return
+        return ()
     note = RunningNote(**read_json(NOTE))
     if note.flow_run:
         _crash(note.flow_run)
-    if note.mlflow_run:
-        try:
-            kill_pipeline_run(note.mlflow_run)
-        except Unreachable as error:
-            logger.warning("an interrupted run is still RUNNING in MLflow: %s", error)
-            return
-        except UserError as error:  # another MLflow store than then
-            logger.warning("an interrupted run may still be RUNNING in MLflow: %s", error)
-    remove_note()
-    logger.info("the run before this one was killed; it is marked so in Prefect and MLflow")
+        logger.info("the run before this one was killed; it is ended as killed in Prefect and MLflow")
+    runs = [*note.unfinished, *([note.mlflow_run] if note.mlflow_run else [])]
+    unfinished = tuple(run for run in runs if not _kill(run, logger))
+    remove_note(unfinished)
+    return unfinished
+
+
+def _kill(run: str, logger: Logger) -> bool:
+    """Whether the MLflow run has ended, or is none of this store."""
+    try:
+        kill_pipeline_run(run)
+    except Unreachable as error:
+        logger.warning("an interrupted run is still RUNNING in MLflow: %s", error)
+        return False
+    except UserError as error:  # another MLflow store than then
+        logger.warning("an interrupted run may still be RUNNING in MLflow: %s", error)
+    return True
 
 
 def _crash(flow_run: str) -> None:

@@ -49,13 +49,13 @@ def retrain(commit: bool = True) -> State[Any]:
         settings = load_settings()
         check_workspace(settings)
         with workspace_lock():
-            end_interrupted_run(get_run_logger())
-            note_run(RunningNote(flow_run.id))
+            unfinished = end_interrupted_run(get_run_logger())
+            note_run(RunningNote(flow_run.id, unfinished=unfinished))
             sealing = settings.seal if commit else settings.seal.model_copy(update={"commit": False})
             try:
-                return _retrain(settings.model_copy(update={"seal": sealing}))
+                return _retrain(settings.model_copy(update={"seal": sealing}), unfinished)
             finally:
-                remove_note()
+                remove_note(unfinished)
     except WorkspaceBusyError as busy:
         get_run_logger().warning("%s; this one ends", busy)
         return Completed(name="Busy", message=str(busy), data="busy")
@@ -65,7 +65,7 @@ def retrain(commit: bool = True) -> State[Any]:
         return Failed(message="\n".join(error.lines), data=error)
 
 
-def _retrain(settings: Settings) -> State[str]:
+def _retrain(settings: Settings, unfinished: tuple[str, ...]) -> State[str]:
     logger = get_run_logger()
     with dvc_worker() as ask:
         status = ask({"do": "status"}, logger.info)
@@ -77,7 +77,7 @@ def _retrain(settings: Settings) -> State[str]:
             return Completed(name="Unchanged", data="unchanged")
         with recording(settings, logger) as records:
             if records.run is not None:
-                note_run(RunningNote(flow_run.id, records.run.run_id))
+                note_run(RunningNote(flow_run.id, records.run.run_id, unfinished))
                 ask({"do": "environment", RUN_VARIABLE: records.run.run_id}, logger.info)
                 create_link_artifact(records.run.url, "MLflow run", key="mlflow-run")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from flows.interrupted import NOTE
+from components.tracking.client import client
+from flows.interrupted import NOTE, RunningNote, end_interrupted_run, note_run, remove_note
 from tests.support.project import at_work_in, call, edit_params, hashes, iterit, start, task_states, wait_for
 
 TAG = "iterit/iterit/v1"
@@ -59,6 +61,26 @@ def test_a_killed_run_is_ended_in_prefect_and_mlflow_by_the_next(after_a_run: Pa
     assert query(after_a_run, "mlflow.db", status) == [("KILLED",)]
     assert query(after_a_run, "mlflow.db", "select count(*) from runs where status = 'RUNNING'") == [(0,)]
     assert not (after_a_run / NOTE).exists()
+
+
+def test_a_killed_run_that_mlflow_cannot_end_now_is_ended_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    client.cache_clear()
+    note_run(RunningNote(mlflow_run="a" * 32))
+    for _ in range(2):  # the run of the second time has its own note between
+        unfinished = end_interrupted_run(logging.getLogger("test"))
+        assert unfinished == ("a" * 32,)
+        note_run(RunningNote(mlflow_run=None, unfinished=unfinished))
+        remove_note(unfinished)
+    assert "still RUNNING in MLflow" in caplog.messages[0]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # which does not know the run
+    client.cache_clear()
+    assert end_interrupted_run(logging.getLogger("test")) == ()
+    assert not Path(NOTE).exists()
+    client.cache_clear()
 
 
 def test_parameters_that_are_edited_during_a_run_end_it_and_are_never_recorded_beside_other_bytes(

@@ -18,6 +18,8 @@ of the pairs at the threshold. The similarity of every candidate pair is then co
 depend on MinHash: a product of sparse matrices gives the exact similarity of every pair of pool and holdout records,
 so that no test record is trained on.
 
+With a noise.share, that share of the pool is then spoiled (components/noise/).
+
     python -m components.dedupe --records data/raw.parquet --pool data/pool.parquet --holdout data/holdout.parquet ...
 """
 
@@ -44,6 +46,7 @@ from components.core.stage import stage
 from components.data import tables
 from components.data.records import Record, read_records, write_records
 from components.data.tables import Removal
+from components.noise.plant import plant
 from components.provenance.statements import statement_of
 
 MISSED = 0.01  # share of the pairs at the threshold that MinHash may miss
@@ -317,7 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m components.dedupe", description="Remove duplicates, then split off the holdout."
     )
-    for name in ("records", "pool", "holdout", "duplicates", "candidates", "metrics"):
+    for name in ("records", "pool", "holdout", "duplicates", "noise", "candidates", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
     with stage("dedupe") as running, statement_of(running.name):
@@ -325,14 +328,19 @@ def main() -> None:
         records = read_records(options.records)
         weights = {name: source.weight for name, source in settings.ingest.sources.items()}
         result = deduplicate(records, settings.dedupe, weights)
-        write_records(options.pool, result.pool)
+        pool, planted = plant(result.pool, settings.noise)
+        write_records(options.pool, pool)
         write_records(options.holdout, result.holdout)
         tables.write_rows(options.duplicates, result.removed, tables.DUPLICATES)
-        candidates = pa.table({"id": [record.id for record in result.pool]}, schema=tables.CANDIDATES)
+        noise = pa.Table.from_pylist(list(map(asdict, planted)), tables.NOISE)
+        tables.write(options.noise, noise, tables.NOISE)
+        candidates = pa.table({"id": [record.id for record in pool]}, schema=tables.CANDIDATES)
         tables.write(options.candidates, candidates, tables.CANDIDATES)
         summary = result.summary()
         write_json(options.metrics, asdict(summary))
         removed = ", ".join(f"{count:,} {kind}" for kind, count in summary.removed.items()) or "nothing removed"
+        if planted:
+            print(f"dedupe: {len(planted):,} records of the pool are spoiled (noise.share {settings.noise.share})")
         print(f"dedupe: {summary.pool:,} in the pool, {summary.holdout:,} in the holdout; {removed}")
 
 

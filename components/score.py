@@ -1,7 +1,8 @@
 """Stage `score@N`: each candidate's complexity (components/scoring/ifd.py) for the model as trained so far.
 
 Losses in the store (components/scoring/store.py) are not computed again. With score.processes > 1 the stage starts that
-many workers of itself, which fill the store, and then only reads it.
+many workers of itself, which fill the store, and then only reads it. With score.model: none no model computes, and
+the table says only which candidates have something to score.
 
     python -m components.score --iteration 1 --pool data/pool.parquet --model models/base ...
 """
@@ -42,6 +43,7 @@ from components.scoring.ifd import (
     encode_pairs,
     explain_unscorable,
     score_rows,
+    unscored_rows,
     windows,
 )
 from components.scoring.losses import Scorer, make_scorer, measure_pairs
@@ -121,6 +123,20 @@ def score_pool(
     return table if share else _order_by(candidates, table)
 
 
+def list_pool(pool: Iterable[Record], candidates: Sequence[str], folder: Path, settings: ScoreSettings) -> pa.Table:
+    """tables.SCORES of the candidates (ids), in their order, without losses; the tokenizer is that in `folder`."""
+    tokenizer = load_tokenizer(folder)
+    pin_date(tokenizer, settings.template_date)
+    wanted = set(candidates)
+    listed = [tables.SCORES.empty_table()]
+    for window in windows(record for record in pool if record.id in wanted):
+        pairs = encode_pairs(
+            window, tokenizer, max_length=settings.max_length, system=settings.system, template=settings.template
+        )
+        listed.append(unscored_rows(window, pairs))
+    return _order_by(candidates, pa.concat_tables(listed))
+
+
 @contextmanager
 def _progress_of_first(rank: int, total: int, what: str) -> Iterator[Callable[[int], object]]:
     """Progress of the first process, as an estimate for all; the others show none."""
@@ -153,7 +169,7 @@ def summarize(scores: pa.Table) -> ScoreSummary:
     """Counts and mean of tables.SCORES."""
     complexity = scores["complexity"].drop_null().to_numpy()
     misaligned = int((complexity >= 1).sum())
-    unscorable = scores.num_rows - len(complexity)
+    unscorable = scores["reason"].drop_null().length()
     return ScoreSummary(
         variant=VARIANT,
         records=scores.num_rows,
@@ -183,12 +199,18 @@ def check_misaligned_share(summary: ScoreSummary, settings: ScoreSettings, reaso
 def score_candidates(
     options: argparse.Namespace, settings: Settings, arithmetic: Stopwatch, share: Share | None = None
 ) -> pa.Table:
-    """tables.SCORES of the candidates named on the command line, by the model that the strategy asks for."""
-    models = {"current": options.model, "base": options.base_model, "proxy": options.proxy_model}
-    return score_pool(
+    """tables.SCORES of the candidates named on the command line, by the model of score.model."""
+    pool, candidates = (
         iterate_records(options.pool),
         tables.read(options.candidates, tables.CANDIDATES)["id"].to_pylist(),
-        models[settings.select.scored_by],
+    )
+    if settings.score.model == "none":
+        return list_pool(pool, candidates, options.model, settings.score)
+    models = {"current": options.model, "base": options.base_model, "proxy": options.proxy_model}
+    return score_pool(
+        pool,
+        candidates,
+        models[settings.score.model],
         settings.score,
         what=stage_name("score", options.iteration),
         share=share,
@@ -229,7 +251,7 @@ def main() -> None:
         return
     with stage("score", options.iteration) as running, statement_of(running.name):
         settings = load_settings()
-        if settings.score.processes > 1:
+        if settings.score.processes > 1 and settings.score.model != "none":
             running.arithmetic.seconds = fill_store(settings.score.processes, scratch)
         scores = score_candidates(options, settings, running.arithmetic)
         summary, reasons = summarize(scores), explain_unscorable(scores)

@@ -42,6 +42,7 @@ BIN_WIDTH, LAST_BIN = 0.05, 1.5  # of the histogram; the last bin takes everythi
 
 MISALIGNED = "complexity is 1 or more: the prompt does not help to predict the response"
 NOT_ELIGIBLE = "the strategy leaves it out: its perplexity is not in select.perplexity_range"
+TOO_COMPLEX = "its complexity is above the quantile select.max_complexity_quantile of the candidates"
 NOT_A_CANDIDATE = "not among the records that this iteration scored"
 
 
@@ -81,19 +82,25 @@ class HistogramRow:
     selected: int
 
 
-def select_records(pool: pa.Table, scores: pa.Table, k: int | None, settings: SelectSettings) -> SelectedRecords:
-    """Pick by the strategy and budget of the settings.
+def select_records(
+    pool: pa.Table, scores: pa.Table, k: int | None, settings: SelectSettings, iteration: int = 1
+) -> SelectedRecords:
+    """Pick by the strategy and budget of the settings, for the iteration of that number.
 
     `k`: picks, at most; None where the budget is one of tokens. Ties go to the record that comes first in `scores`.
     Raises UserError when nothing can be selected.
     """
     row_of = {key: row for row, key in enumerate(pool["id"].to_pylist())}
     rows = np.array([row_of[key] for key in scores["id"].to_pylist()], np.int64)
+    complexity = _with_nan(scores["complexity"])
     candidates = Candidates(
         ids=scores["id"].to_pylist(),
         responses=responses_of(pool, rows),
-        complexity=_with_nan(scores["complexity"]),
+        complexity=complexity,
         nll_conditional=_with_nan(scores["nll_conditional"]),
+        scorable=scores["reason"].is_null().to_numpy(),
+        iteration=iteration,
+        highest=highest_complexity(complexity, settings.max_complexity_quantile),
     )
     sources = [pool["source"][row].as_py() for row in rows.tolist()]
     budget = make_budget(candidates, sources, scores["response_tokens"].to_numpy(), k, settings)
@@ -101,9 +108,15 @@ def select_records(pool: pa.Table, scores: pa.Table, k: int | None, settings: Se
     if not len(picks):
         raise _nothing_selected(candidates)
     columns = _Columns(pool.num_rows)
-    columns.fill_candidates(rows, candidates.complexity, picks.eligible, scores["reason"].to_pylist())
+    columns.fill_candidates(rows, candidates, picks.eligible, scores["reason"].to_pylist())
     columns.fill_picks(rows, picks)
     return SelectedRecords(columns.table(pool["id"]), rows[picks.indices])
+
+
+def highest_complexity(complexity: npt.NDArray[np.float64], quantile: float | None) -> float:
+    """The quantile of the scorable candidates' complexity; infinite without one."""
+    scored = complexity[np.isfinite(complexity)]
+    return math.inf if quantile is None or not len(scored) else float(np.quantile(scored, quantile))
 
 
 def _with_nan(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
@@ -114,7 +127,7 @@ def _with_nan(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
 
 def _nothing_selected(candidates: Candidates) -> UserError:
     misaligned = int((candidates.complexity >= 1).sum())
-    unscorable = int(np.isnan(candidates.complexity).sum())
+    unscorable = int((~candidates.scorable).sum())
     return UserError(
         f"none of {len(candidates)} candidates can be selected: {misaligned} are misaligned (complexity 1 or more), "
         f"{unscorable} unscorable; does the chat template fit the model ({PARAMS}: score.template, score.system), and "
@@ -175,23 +188,24 @@ class _Columns:
     def fill_candidates(
         self,
         rows: npt.NDArray[np.int64],
-        complexity: npt.NDArray[np.float64],
+        candidates: Candidates,
         eligible: npt.NDArray[np.bool_],
         unscorable_because: Sequence[str | None],
     ) -> None:
         for row, value, is_eligible, reason in zip(
-            rows.tolist(), complexity.tolist(), eligible.tolist(), unscorable_because, strict=True
+            rows.tolist(), candidates.complexity.tolist(), eligible.tolist(), unscorable_because, strict=True
         ):
-            if math.isnan(value):
-                self.status[row], self.reason[row] = "unscorable", reason or "no complexity"
+            if reason is not None:
+                self.status[row], self.reason[row] = "unscorable", reason
                 continue
-            self.complexity[row] = value
+            self.complexity[row] = None if math.isnan(value) else value
             if is_eligible:
                 self.status[row] = "eligible"
             elif value >= 1:
                 self.status[row], self.reason[row] = "misaligned", MISALIGNED
             else:
-                self.status[row], self.reason[row] = "not_eligible", NOT_ELIGIBLE
+                above = value > candidates.highest
+                self.status[row], self.reason[row] = "not_eligible", TOO_COMPLEX if above else NOT_ELIGIBLE
 
     def fill_picks(self, rows: npt.NDArray[np.int64], picks: Selection) -> None:
         for rank, index in enumerate(picks.indices.tolist(), 1):
@@ -219,16 +233,27 @@ class _Columns:
         ).cast(tables.SELECTION)
 
 
-def next_candidates(selection: pa.Table, parent_candidates: Sequence[str], k: int, update_ratio: float) -> list[str]:
-    """Ids that the next iteration scores: the parent's candidates, unless those are the whole pool in its order."""
+def next_candidates(
+    selection: pa.Table, parent_candidates: Sequence[str], k: int, update_ratio: float, *, capped: bool = False
+) -> list[str]:
+    """Ids that the next iteration scores: the parent's candidates, unless those are the whole pool in its order.
+
+    Without losses there is no ranking, and nothing to save: the whole pool stays. `capped`: what is left out for its
+    complexity ranks last, misaligned records included, because the choice avoids what is hardest (not in the paper).
+    """
     ids = selection["id"].to_pylist()
-    if update_ratio == 1 or ids != list(parent_candidates):
+    unranked = not selection["complexity"].drop_null().length()
+    if update_ratio == 1 or ids != list(parent_candidates) or unranked:
         return list(parent_candidates)
     rows = list(zip(ids, *(selection[name].to_pylist() for name in ("status", "rank", "complexity")), strict=True))
     selected = sorted((row for row in rows if row[1] == "selected"), key=lambda row: row[2])
     misaligned = [row for row in rows if row[1] == "misaligned"]
     eligible = sorted((row for row in rows if row[1] in ("eligible", "not_eligible")), key=lambda row: -row[3])
     count = math.floor(Fraction(str(update_ratio)) * k)  # of the decimal number as written: 1.15 x 100 is 115
+    if capped:
+        below = [row for row in eligible if row[1] == "eligible"]
+        above = [row for row in eligible if row[1] == "not_eligible"]
+        return [row[0] for row in (*selected, *below, *above, *misaligned)][:count]
     return [row[0] for row in (*selected, *misaligned, *eligible)][:count]
 
 
@@ -291,10 +316,11 @@ def main() -> None:
         k = None if settings.tokens else settings.records_per_iteration(pool.num_rows)
         if k == 0:
             raise UserError(f"{PARAMS}: select.ratio: {settings.ratio} of {pool.num_rows} records is not one record")
-        selected = select_records(pool, scores, k, settings)
+        selected = select_records(pool, scores, k, settings, int(options.iteration))
         count = k or len(selected.rows)
         subset = pool.take(pa.array(selected.rows))
-        candidates = next_candidates(selected.table, parent_candidates, count, settings.update_ratio)
+        capped = settings.max_complexity_quantile is not None
+        candidates = next_candidates(selected.table, parent_candidates, count, settings.update_ratio, capped=capped)
         summary = summarize(selected.table, subset, scores, count)
         tables.write(options.selection, selected.table, tables.SELECTION)
         tables.write(options.subset, subset, tables.RECORDS)

@@ -71,6 +71,15 @@ class Removal:
     similarity: float | None
 
 
+NOISE = pa.schema(  # the records of the pool that are spoiled on purpose (noise in params.yaml)
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("original", pa.string()),  # id of the record that stood there before
+    ]
+)
+
+
 CANDIDATES = pa.schema([("id", pa.string())])  # the records that the next iteration scores, in ranking order
 
 

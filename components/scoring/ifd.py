@@ -138,6 +138,17 @@ def score_rows(
     return pa.table(columns, schema=tables.SCORES)
 
 
+def unscored_rows(records: Sequence[Record], pairs: Sequence[tuple[Text, Text]]) -> pa.Table:
+    """tables.SCORES of the records without losses: what could be scored has no reason."""
+    columns = {
+        "id": [record.id for record in records],
+        "response_tokens": [text.scored for text, _ in pairs],
+        "reason": [None if text.scored else text.problem for text, _ in pairs],
+    }
+    empty = {name: [None] * len(pairs) for name in tables.SCORES.names if name not in columns}
+    return pa.table(columns | empty).select(tables.SCORES.names).cast(tables.SCORES)
+
+
 def explain_unscorable(scores: pa.Table) -> list[str]:
     """A line for each of the commonest reasons for which records of tables.SCORES are unscorable, with one id."""
     unscorable = [row for row in scores.select(["id", "reason"]).to_pylist() if row["reason"] is not None]

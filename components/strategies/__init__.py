@@ -21,6 +21,8 @@ STRATEGIES = {  # select.strategy -> module
     "facility-location": "facility_location",
     "deita-style": "deita",
     "random": "random",
+    "random-fresh": "random_fresh",
+    "random-balanced": "random_balanced",
     "full": "full",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,26 +21,28 @@ NO_LIMIT = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The records to choose from, one entry each in every array; nan where a record is unscorable."""
+    """The records to choose from, one entry each in every array."""
 
     ids: Sequence[str]
     responses: Sequence[str]
     complexity: Floats
+    """nan where a record is unscorable, everywhere with score.model: none."""
     nll_conditional: Floats
-    """Nats per token."""
+    """Nats per token; nan as in `complexity`."""
+    scorable: Flags
+    """Which candidates have something to score; without losses nothing more is known."""
+    iteration: int = 1
+    """For which iteration is chosen, from 1."""
+    highest: float = math.inf
+    """Aligned candidates with a higher complexity are left out (select.max_complexity_quantile)."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def scorable(self) -> Flags:
-        """Which candidates have a complexity."""
-        return np.isfinite(self.complexity)
-
-    @property
     def aligned(self) -> Flags:
-        """Which candidates have a complexity below 1: their prompt helps to predict their response."""
-        return self.scorable & (self.complexity < 1)
+        """Which candidates have a complexity below 1, where the prompt helps, and not above `highest`."""
+        return self.scorable & (self.complexity < 1) & (self.complexity <= self.highest)
 
 
 @dataclass(slots=True)

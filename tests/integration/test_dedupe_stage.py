@@ -25,7 +25,7 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
         },
     )
     write_records(tmp_path / "raw.parquet", corpus)
-    names = ("pool", "holdout", "duplicates", "candidates", "metrics")
+    names = ("pool", "holdout", "duplicates", "noise", "candidates", "metrics")
     written = []
     for seed in ("1", "2"):  # Python's own hash of texts differs between the two
         options = [option for name in names for option in (f"--{name}", f"{seed}/{name}")]

@@ -83,19 +83,29 @@ def test_an_error_in_a_worker_is_one_line_of_the_stage(folder: Path, small_model
     assert not Path("scores.parquet").exists()
 
 
-def test_the_strategy_decides_which_model_scores(folder: Path, small_model: Path, tmp_path: Path) -> None:
+def test_a_parameter_decides_which_model_scores(folder: Path, small_model: Path, tmp_path: Path) -> None:
     models = [make_small_model(tmp_path / str(seed), seed=seed) for seed in (1, 2, 3)]
-    by_strategy: dict[str, list[float]] = {}
-    for strategy in ("iterit", "iterit-static", "superfiltering"):
-        edit_params(folder, {"select": {"strategy": strategy}})
-        if strategy == "superfiltering":
-            edit_params(folder, {"proxy_model": {"kind": "folder", "path": "proxy"}}, replace=True)
+    by_model: dict[str, list[float]] = {}
+    edit_params(folder, {"proxy_model": {"kind": "folder", "path": "proxy"}}, replace=True)
+    for name in ("current", "base", "proxy"):
+        edit_params(folder, {"score": {"model": name}})
         done = run_stage(folder, *models)
         assert done.returncode == 0, done.stderr
-        by_strategy[strategy] = read_complexity()
-    for (strategy, complexity), model in zip(by_strategy.items(), models, strict=True):
+        by_model[name] = read_complexity()
+    for (name, complexity), model in zip(by_model.items(), models, strict=True):
         expected = score_pool(MANY, IDS, model, ScoreSettings(max_misaligned_share=1.0))["complexity"].to_pylist()
-        np.testing.assert_allclose(complexity, expected, atol=TOLERANCE, err_msg=strategy)
+        np.testing.assert_allclose(complexity, expected, atol=TOLERANCE, err_msg=name)
+
+
+def test_without_a_model_the_candidates_are_listed_and_nothing_is_computed(folder: Path, small_model: Path) -> None:
+    edit_params(folder, {"score": {"model": "none"}, "select": {"strategy": "random"}})
+    done = run_stage(folder, small_model, small_model, small_model)
+    assert (done.returncode, done.stderr) == (0, "")
+    scores = tables.read(Path("scores.parquet"), tables.SCORES)
+    assert scores["id"].to_pylist() == IDS
+    assert not scores["complexity"].drop_null().length()
+    assert scores["reason"].null_count == len(IDS)
+    assert min(scores["response_tokens"].to_pylist()) > 0
 
 
 def test_the_stage_is_quiet_and_writes_the_same_bytes_again(folder: Path, small_model: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_child_run_has_the_parameters_metrics_tables_and_hashes_of_its_stage(p
     stages = children(recorded_run())
     score = stages["score@2"]
     assert score.data.params["score.max_length"] == "512"
-    assert [key for key in score.data.params if key.startswith("select")] == ["select.strategy"]
+    assert [key for key in score.data.params if key.startswith("select")] == []
     assert score.data.metrics["records"] == 4
     assert history(score.info.run_id, "mean_complexity") == [(2, 0.3679)]
     assert score.data.tags["iterit.stage"] == "score@2"

@@ -202,7 +202,7 @@ EDITS: list[tuple[str, Edit]] = [
     ("dvc.lock: dedupe: deps data/raw.parquet", edit_lock("dedupe", lambda entry: entry["deps"].pop(-1))),
     # dvc.lock: parameters and commands
     ("dvc.lock: select@2: params select.ratio", param_in_lock("select@2", "select", "ratio", value=0.3)),
-    ("dvc.lock: score@1: params select.strategy", param_in_lock("score@1", "select.strategy", value="random")),
+    ("dvc.lock: score@1: params score.model", param_in_lock("score@1", "score", "model", value="base")),
     ("dvc.lock: register: params gate.margin", param_in_lock("register", "gate", "margin", value=1.0)),
     ("dvc.lock: report: params iterations.2.parent",
      edit_lock("report", lambda entry: entry["params"]["params.yaml"]["iterations"].pop("2"))),

@@ -46,6 +46,7 @@ def make_finished_pipeline(folder: Path, models: dict[str, Path]) -> Path:
     rows = pa.Table.from_pylist([rejected | {"detail": "9 characters"}], schema=tables.REJECTED)
     tables.write(folder / "data/rejected.parquet", rows, tables.REJECTED)
     tables.write(folder / "data/duplicates.parquet", tables.DUPLICATES.empty_table(), tables.DUPLICATES)
+    tables.write(folder / "data/noise.parquet", tables.NOISE.empty_table(), tables.NOISE)
     write_json(folder / "metrics/ingest.json", {"records": 6, "rejected": {"too_long": 0}})
     write_json(folder / "metrics/dedupe.json", {"pool": 4, "holdout": 2})
     write_json(folder / "models/proxy/none.json", {})

@@ -126,7 +126,7 @@ def example(path: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_example_of_a_strategy_picks_the_shortest_scorable_records(monkeypatch: pytest.MonkeyPatch) -> None:
     module = example("components/strategies/shortest.py", monkeypatch)
     losses = np.array([0.5, np.nan, 0.7, 0.9])
-    candidates = Candidates(list("abcd"), ["one", "two", "three", "four"], losses, losses)
+    candidates = Candidates(list("abcd"), ["one", "two", "three", "four"], losses, losses, losses > 0)
     picks = module.select(candidates, Budget.of(2, [30, 1, 10, 20]), SelectSettings())
     assert picks.indices.tolist() == [2, 3]
 

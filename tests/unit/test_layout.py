@@ -25,6 +25,7 @@ ROOMS = {
     "model": {"data"},
     "tracking": {"data", "provenance"},
     "strategies": set(),
+    "noise": {"data"},
     "scoring": {"data", "model", "provenance"},
     "training": {"data", "model", "provenance"},
     "evaluation": {"data", "model", "scoring"},

@@ -37,8 +37,8 @@ def test_the_default_parameters_are_valid() -> None:
         (lambda p: p["select"].update(ratio="x"), "params.yaml: select.ratio: 'x': input should be a valid number"),
         (
             lambda p: p["select"].update(ration=0.1),
-            "params.yaml: select.ration: unknown key; known here: strategy, ratio, update_ratio, diversity_decay, "
-            "tokens, quotas, seed, perplexity_range, max_similarity",
+            "params.yaml: select.ration: unknown key; known here: strategy, ratio, update_ratio, "
+            "max_complexity_quantile, diversity_decay, tokens, quotas, seed, perplexity_range, max_similarity",
         ),
         (
             lambda p: p["base_model"].update(kind="pickle"),

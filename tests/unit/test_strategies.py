@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,8 @@ def make_candidates(
     responses: list[str], complexity: list[float], nll_conditional: list[float] | None = None
 ) -> Candidates:
     ids = [f"{number:03}" for number in range(len(responses))]
-    return Candidates(ids, responses, np.array(complexity, float), np.array(nll_conditional or complexity, float))
+    values = np.array(complexity, float)
+    return Candidates(ids, responses, values, np.array(nll_conditional or complexity, float), np.isfinite(values))
 
 
 def budget_of(records: int, count: int) -> Budget:
@@ -333,3 +335,53 @@ def test_facility_location_picks_the_largest_gain_each_time(responses: list[str]
         assert gains[pick] == pytest.approx(gains.max(), abs=1e-9)
         nearest = np.maximum(nearest, cosine[pick])
     assert len(set(picks)) == len(picks) == min(k, len(responses))
+
+
+def of_sources(count: int, sources: list[int], iteration: int) -> tuple[Candidates, Budget]:
+    """Candidates without losses, and a budget of `count` records that knows their sources."""
+    rows = len(sources)
+    nothing = np.full(rows, np.nan)
+    candidates = Candidates(
+        [f"id{row}" for row in range(rows)], ["text"] * rows, nothing, nothing, np.ones(rows, bool), iteration
+    )
+    return candidates, replace(
+        Budget.of(count, np.zeros(rows)), source=np.array(sources), owed=np.zeros(2, np.int64), room=np.full(2, 99)
+    )
+
+
+def test_random_fresh_uses_every_record_once_before_it_uses_one_again() -> None:
+    picks = []
+    for iteration in range(1, 6):
+        candidates, budget = of_sources(4, [0] * 10, iteration)
+        picks += load_strategy("random-fresh")(candidates, budget, SelectSettings()).indices.tolist()
+    assert sorted(picks[:10]) == list(range(10))
+    assert picks[10:] == picks[:10]
+
+
+def test_random_fresh_does_not_depend_on_candidates_that_rank_behind() -> None:
+    """After the first iteration only some records are candidates; the picks of the first are among them."""
+    first, budget = of_sources(4, [0] * 10, 1)
+    used = load_strategy("random-fresh")(first, budget, SelectSettings()).indices.tolist()
+    others = [row for row in range(10) if row not in used]
+    second, budget = of_sources(4, [0] * 8, 2)
+    kept = [*used, *others[:4]]
+    second = replace(second, ids=[f"id{row}" for row in kept])
+    picks = load_strategy("random-fresh")(second, budget, SelectSettings()).indices.tolist()
+    assert sorted(kept[row] for row in picks) == sorted(others[:4])
+
+
+def test_random_balanced_takes_equally_many_records_of_each_source_while_there_are_some() -> None:
+    sources = [0] * 20 + [1] * 3
+    candidates, budget = of_sources(8, sources, 1)
+    picks = load_strategy("random-balanced")(candidates, budget, SelectSettings()).indices.tolist()
+    assert [sources[row] for row in picks].count(1) == 3
+    assert len(picks) == 8
+    candidates, budget = of_sources(4, sources, 1)
+    picks = load_strategy("random-balanced")(candidates, budget, SelectSettings()).indices.tolist()
+    assert [sources[row] for row in picks].count(1) == 2
+
+
+def test_a_cap_leaves_out_the_hardest_of_the_aligned() -> None:
+    values = np.array([0.1, 0.9, 0.5, 0.95, 1.2])
+    candidates = Candidates(list("abcde"), list("abcde"), values, values, values > 0, highest=0.9)
+    assert load_strategy("ifd")(candidates, Budget.of(5, np.zeros(5)), SelectSettings()).indices.tolist() == [1, 2, 0]

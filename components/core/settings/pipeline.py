@@ -13,6 +13,7 @@ from components.core.settings.evaluate import EvaluateSettings
 from components.core.settings.finetune import FinetuneSettings
 from components.core.settings.gate import GateSettings
 from components.core.settings.ingest import IngestSettings
+from components.core.settings.noise import NoiseSettings
 from components.core.settings.register import RegisterSettings
 from components.core.settings.score import ScoreSettings
 from components.core.settings.seal import SealSettings
@@ -29,9 +30,10 @@ class Settings(Block):
     """Name of the MLflow experiment."""
     base_model: ModelSource = Field(discriminator="kind")
     proxy_model: Annotated[ModelSource, Field(discriminator="kind")] | None = None
-    """A smaller model that scores for the strategy superfiltering; it takes the keys of base_model."""
+    """A smaller model that scores with score.model: proxy; it takes the keys of base_model."""
     ingest: IngestSettings
     dedupe: DedupeSettings
+    noise: NoiseSettings = Field(default_factory=NoiseSettings)
     score: ScoreSettings
     select: SelectSettings
     finetune: FinetuneSettings
@@ -42,9 +44,16 @@ class Settings(Block):
     iterations: dict[str, Iteration]
 
     @model_validator(mode="after")
-    def proxy_is_configured(self) -> Settings:
-        if self.select.scored_by == "proxy" and self.proxy_model is None:
-            raise ValueError(f"select.strategy {self.select.strategy} needs a proxy_model")
+    def model_scores_for_the_strategy(self) -> Settings:
+        """Strategies that are defined by the model that scores have it named."""
+        strategy, model = self.select.strategy, self.score.model
+        if model == "none" and self.select.reads_complexity:
+            raise ValueError(f"score.model: none: select.strategy {strategy} needs a complexity: score.model: current")
+        needed = {"iterit-static": "base", "superfiltering": "proxy"}.get(strategy, model)
+        if model != needed:
+            raise ValueError(f"score.model: {model}: select.strategy {strategy} needs score.model: {needed}")
+        if model == "proxy" and self.proxy_model is None:
+            raise ValueError("score.model: proxy: needs a proxy_model")
         return self
 
     @field_validator("experiment", mode="after")

@@ -11,6 +11,8 @@ from components.core.settings.block import Block, PositiveInt, Share
 
 
 class ScoreSettings(Block):
+    model: Literal["current", "base", "proxy", "none"] = "current"
+    """Which model scores: the model as trained so far, the base model, proxy_model; none: losses are not computed."""
     system: str = "You are a helpful assistant."
     """System message for records that have none; empty for none at all."""
     template: Literal["chat", "none"] = "chat"

@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from components.core.settings.block import Block, PositiveInt, Share
 
+WITHOUT_LOSSES = ("random", "random-fresh", "random-balanced", "longest", "facility-location", "full")
+
 
 class Quota(Block):
     min_share: Share = 0.0
@@ -25,6 +27,8 @@ class SelectSettings(Block):
         "superfiltering",
         "ifd",
         "random",
+        "random-fresh",
+        "random-balanced",
         "longest",
         "perplexity",
         "k-center",
@@ -37,6 +41,8 @@ class SelectSettings(Block):
     """Share of the pool (up to 1) or a whole number of records, the same in every iteration."""
     update_ratio: float = Field(default=3.0, ge=1)
     """Iterations after the first score update_ratio x k candidates again; with 1 they score the whole pool."""
+    max_complexity_quantile: Share | None = None
+    """Leave out aligned candidates whose complexity is above this quantile of all candidates' complexity."""
     diversity_decay: Share = 0.1
     """Factor on the weight of an n-gram after each pick that contains it."""
     tokens: PositiveInt | None = None
@@ -44,7 +50,7 @@ class SelectSettings(Block):
     quotas: dict[str, Quota] = Field(default_factory=dict)
     """Minimum and maximum share of the picks, by source."""
     seed: int = Field(default=42, ge=0, lt=2**32)
-    """Seed of the strategy random."""
+    """Seed of the strategies random, random-fresh and random-balanced."""
     perplexity_range: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.25, 0.75]
     """Strategy perplexity: quantiles of nll_conditional between which records are eligible."""
     max_similarity: Share = 0.9
@@ -65,11 +71,9 @@ class SelectSettings(Block):
         return self
 
     @property
-    def scored_by(self) -> Literal["current", "base", "proxy"]:
-        """Which model's complexity the strategy uses: the model as trained so far, or one that stays the same."""
-        if self.strategy == "superfiltering":
-            return "proxy"
-        return "base" if self.strategy == "iterit-static" else "current"
+    def reads_complexity(self) -> bool:
+        """Whether the picks depend on losses."""
+        return self.strategy not in WITHOUT_LOSSES or self.max_complexity_quantile is not None
 
     @field_validator("ratio", mode="after")
     @classmethod

@@ -1,0 +1,1 @@
+"""Spoiled records for experiments: what a strategy picks when part of the pool is bad."""

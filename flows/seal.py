@@ -78,8 +78,9 @@ def commit_results(title: str, author: str) -> str | None:
     if set(changed) <= {str(PARAMS)}:  # the user's edit, of which no result was made
         return None
     commit = _git("commit-tree", tree, "-p", head, "-m", title, env=_identity(author))
+    # in the user's index, too, so that they are not staged as deleted; before the commit, because a kill comes between
+    _git("add", "--all", "--", *present)
     _git("update-ref", "-m", title, "HEAD", commit, head)  # fails when the branch has moved meanwhile
-    _git("reset", "--quiet", "--", *present)  # in the user's index these files are as committed; others stay staged
     return commit
 
 

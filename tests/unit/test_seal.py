@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +102,21 @@ def test_a_run_that_was_killed_before_its_seal_is_sealed_by_the_next_and_only_on
         for _ in range(2):
             seal(SealSettings(push=False), None, logging.getLogger("test"))
     assert caplog.messages == [f"sealed: commit {git('rev-parse', 'HEAD')[:12]}", "sealed: tag iterit/my-model/v3"]
+
+
+def test_a_kill_right_after_the_commit_leaves_nothing_staged() -> None:
+    Path("dvc.lock").write_text("second\n")
+    Path(BUNDLE).write_text("{}\n")
+    hook = Path(".git/hooks/reference-transaction")
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text('#!/bin/sh\n[ "$1" != committed ] || kill -9 "$(cut -d" " -f4 "/proc/$PPID/stat")"\n')
+    hook.chmod(0o755)
+    committing = multiprocessing.Process(target=commit_results, args=("Retrain", AUTHOR))
+    committing.start()
+    committing.join()
+    assert committing.exitcode == -signal.SIGKILL
+    assert git("show", "--format=", "--name-only", "HEAD").split() == ["dvc.lock", BUNDLE]
+    assert git("status", "--porcelain") == ""
 
 
 def test_a_tag_never_moves_and_another_store_s_version_gets_a_name_of_its_own() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 BAD_INPUT, TRY_LATER = 2, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h
+LONGEST_LINE = 500  # characters of another library's message, which may repeat a whole file
 
 
 class UserError(Exception):
@@ -56,9 +57,9 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; the operating system's own words for an OSError."""
+    """The first line of an error's message, cut where it is very long; the system's own words for an OSError."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(text).splitlines()[0]
+    return str(text).splitlines()[0][:LONGEST_LINE]
 
 
 def without_password(url: str) -> str:

@@ -202,6 +202,8 @@ def check_model(model: Any, *, name: str) -> None:
             logits = model.eval()(input_ids=rows, use_cache=False).logits[:, :3]
     except Exception as error:  # a configuration of somebody else fails anywhere in transformers
         raise UserError(f"{name}: a model that cannot be computed: {first_line(error)}") from error
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError(f"{name}: a model whose logits are not finite; a number in {CONFIG} may be out of range")
     tolerance = (1e-4 if logits.dtype == torch.float32 else 2e-2) * float(logits.abs().max())
     if not torch.allclose(logits[0].float(), logits[1].float(), rtol=0, atol=tolerance):
         raise UserError(f"{name}: not a causal language model: a token's logits depend on the tokens after it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.core.errors import Unreachable, UserError, first_line
+from components.core.files import is_full_disk
 from components.core.paths import PARAMS
 from components.core.settings.base_model import HubModel
 
@@ -39,4 +40,6 @@ def download_from_hub(source: HubModel) -> Path:
     except RepositoryNotFoundError as error:
         raise UserError(f"{where}.id: {source.id}: not on the hub, or private (then set HF_TOKEN)") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if is_full_disk(error):
+            raise
         raise Unreachable(f"{where}: the hub did not answer for {source.id}: {first_line(error)}") from error

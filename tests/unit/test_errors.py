@@ -36,4 +36,5 @@ def test_what_a_line_repeats_cannot_control_the_terminal(text: str, shown: str) 
 def test_the_first_line_of_an_error_is_never_empty() -> None:
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(ValueError("")) == "ValueError"
+    assert len(first_line(ValueError("a" * 70_000))) == 500  # of a tokenizer's file that is repeated whole
     assert first_line(FileNotFoundError(2, "No such file or directory", "x")) == "No such file or directory"

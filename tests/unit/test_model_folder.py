@@ -101,6 +101,7 @@ NORM = "model.norm.weight"
         (config(num_attention_heads=3), "do not fit|not a causal language model"),
         (config(hidden_act="unheard"), "not a causal language model"),
         (config(dtype="evil"), "not a causal language model"),
+        (config(rms_norm_eps=-100.0), "a model whose logits are not finite"),
         (tensors(lambda weights: weights.pop(NORM)), f"do not fit config.json: {NORM} is missing"),
         (tensors(lambda weights: weights.update(more=torch.ones(1))), "do not fit config.json: more has no place"),
         (tensors(lambda weights: weights[NORM].fill_(math.nan)), f"{NORM} holds numbers that are not finite"),

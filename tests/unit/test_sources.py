@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -405,6 +406,31 @@ def test_a_corrupted_file_of_a_saved_dataset_is_an_error_and_no_crash(tmp_path: 
     path.write_bytes(path.read_bytes().replace(offsets, wild))
     with pytest.raises(UserError, match="column 'output': cannot be read"):
         list(read_dataset("d", DatasetSource(name=str(tmp_path / "saved"))))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [  # what fuzzing found, and what it could not find
+        ("dataset_info.json", b"1", "not a folder that save_to_disk wrote"),
+        ("dataset_info.json", b"{", "not a folder that save_to_disk wrote"),
+        ("state.json", b"1", "state.json: not a list of data files"),
+        ("state.json", b'{"_fingerprint": "a"}', "state.json: not a list of data files"),
+        ("state.json", b"[" * 100_000, "state.json: not a list of data files"),
+        ("state.json", b'{"_data_files": [], "_format_kwargs": {}}', "not a folder that save_to_disk wrote"),
+        ("state.json", b'{"_data_files": [{"filename": 3}]}', "'3' is not followed"),
+        ("state.json", b'{"_data_files": [{"filename": "../../other.arrow"}]}', "'../../other.arrow' is not followed"),
+        ("data-00000-of-00001.arrow", b"\xff\xff\xff\xff\xf9\xff\xff\xff", "not a folder that save_to_disk wrote"),
+    ],
+)
+def test_a_broken_file_of_a_saved_dataset_is_one_line(tmp_path: Path, file: str, content: bytes, message: str) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / file).write_bytes(content)
+    with pytest.raises(UserError, match=rf"ingest\.datasets\.d\.name: .*{re.escape(message)}") as raised:
+        list(read_dataset("d", DatasetSource(name=str(tmp_path / "saved"))))
+    assert len(raised.value.mistakes) == 1
 
 
 NAMES = [*sorted(shapes.KEYS), "role", "content", "from", "value", "type", "text", "tool_calls", "reasoning_content"]

@@ -2,26 +2,29 @@
 
 Only iterations that params.yaml names are taken: files of an iteration that was removed there may still lie around.
 
-    python -m components.report --metrics metrics --iterations data/iterations
-        --series plots/iterations.csv --holdout plots/holdout.csv
-        --steps plots/steps.csv --complexity plots/complexity.csv
+    python -m components.report --metrics metrics --iterations data/iterations --pool data/pool.parquet
+        --series plots/iterations.csv --holdout plots/holdout.csv --steps plots/steps.csv ...
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from components.core.files import read_csv, read_json, write_csv
+import pyarrow.parquet as pq
+
+from components.core.files import read_csv, read_json, require_file, write_csv
 from components.core.params import load_settings
 from components.core.paths import seconds_file
 from components.core.settings.pipeline import Settings
 from components.core.stage import stage, stage_name
 from components.data import tables
 from components.provenance.statements import statement_of
+from components.series.composition import LengthRow, SourceRow, length_rows, source_rows
+from components.series.picks import Complexities, HardRow, OverlapRow, PickRow, hard_rows, overlap_rows, pick_rows
 from components.training.state import prune_trainer_states
 
 STAGES = ("score", "select", "finetune", "evaluate")  # of one iteration
@@ -68,24 +71,94 @@ class IterationRow:
     """What its stages took when they last ran in this workspace; None when one of them never did."""
 
 
-def write_report(
-    settings: Settings,
-    metrics: Path,
-    iterations: Path,
-    *,
-    series: Path,
-    holdout: Path,
-    steps: Path,
-    complexity: Path,
-) -> None:
-    """Write the CSV files: figures per iteration, holdout figures with the base model, steps, and histograms."""
-    folders = [iterations / key for key in settings.iterations]
-    rows = [asdict(row) for row in iteration_rows(settings, metrics, iterations)]
+@dataclass(frozen=True, slots=True)
+class HoldoutSourceRow:
+    """The loss on the holdout records of one source, in nats per token; `loss_low` and `loss_high` as in metrics."""
+
+    iteration: int
+    """0 for the base model."""
+    source: str
+    records: int
+    loss: float
+    loss_low: float | None
+    loss_high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the stage reads."""
+
+    metrics: Path
+    iterations: Path
+    pool: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Plots:
+    """The CSV files that the stage writes."""
+
+    series: Path
+    holdout: Path
+    steps: Path
+    complexity: Path
+    holdout_sources: Path
+    picks: Path
+    overlap: Path
+    hard: Path
+    sources: Path
+    lengths: Path
+
+
+def write_report(settings: Settings, inputs: Inputs, plots: Plots) -> None:
+    """Write the CSV files. Raises UserError when a file of an iteration is missing."""
+    folders = [inputs.iterations / key for key in settings.iterations]
+    rows = [asdict(row) for row in iteration_rows(settings, inputs.metrics, inputs.iterations)]
     # the base model is in a file of its own: a page of plots draws its empty cells as 0
-    write_csv(series, SERIES, rows[1:])
-    write_csv(holdout, HOLDOUT, rows)
-    write_csv(steps, STEPS, [row for folder in folders for row in read_csv(folder / "steps.csv")])
-    write_csv(complexity, COMPLEXITY, [row for folder in folders for row in read_csv(folder / "complexity.csv")])
+    write_csv(plots.series, SERIES, rows[1:])
+    write_csv(plots.holdout, HOLDOUT, rows)
+    write_csv(plots.steps, STEPS, [row for folder in folders for row in read_csv(folder / "steps.csv")])
+    write_csv(plots.complexity, COMPLEXITY, [row for folder in folders for row in read_csv(folder / "complexity.csv")])
+    _write_rows(plots.holdout_sources, HoldoutSourceRow, list(_holdout_source_rows(settings, inputs.metrics)))
+    picks = {int(folder.name): _read_picks(folder) for folder in folders}
+    _write_rows(plots.picks, PickRow, pick_rows(picks))
+    _write_rows(plots.overlap, OverlapRow, overlap_rows(picks))
+    scores = {int(folder.name): _read_complexities(folder) for folder in folders}
+    _write_rows(plots.hard, HardRow, hard_rows(scores, {key: len(ids) for key, ids in picks.items()}))
+    _write_rows(plots.sources, SourceRow, source_rows(_read_columns(inputs.pool, "id", "source"), picks))
+    lengths = {
+        int(folder.name): _read_columns(folder / "scores.parquet", "id", "response_tokens") for folder in folders
+    }
+    _write_rows(plots.lengths, LengthRow, length_rows(lengths, picks))
+
+
+def _write_rows(path: Path, row: type[Any], rows: Sequence[Any]) -> None:
+    """Write instances of a dataclass; its fields are the columns."""
+    write_csv(path, [field.name for field in fields(row)], map(asdict, rows))
+
+
+def _holdout_source_rows(settings: Settings, metrics: Path) -> Iterator[HoldoutSourceRow]:
+    for number, key in enumerate(("base", *settings.iterations)):
+        for name, figures in read_json(metrics / "evaluate" / f"{key}.json")["sources"].items():
+            yield HoldoutSourceRow(number, name, **figures)
+
+
+def _read_picks(folder: Path) -> list[str]:
+    """The ids of an iteration's picks, in no particular order."""
+    status = _read_columns(folder / "selection.parquet", "id", "status")
+    return [key for key, value in status.items() if value == "selected"]
+
+
+def _read_complexities(folder: Path) -> Complexities:
+    complexity = _read_columns(folder / "scores.parquet", "id", "complexity")
+    return {key: value for key, value in complexity.items() if value is not None}
+
+
+def _read_columns(path: Path, key: str, value: str) -> dict[str, Any]:
+    """Two columns of a table as a mapping, in its order. Raises UserError when the file is missing."""
+    require_file(path)
+    with pq.ParquetFile(path) as file:
+        table = file.read(columns=[key, value])
+    return dict(zip(table[key].to_pylist(), table[value].to_pylist(), strict=True))
 
 
 def iteration_rows(settings: Settings, metrics: Path, iterations: Path) -> list[IterationRow]:
@@ -141,12 +214,13 @@ def _seconds(stages: Iterable[str]) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m components.report", description="Put the iterations side by side.")
-    for name in ("metrics", "iterations", "series", "holdout", "steps", "complexity"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    options = parser.parse_args()
+    for field in (*fields(Inputs), *fields(Plots)):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=Path, required=True)
+    options = vars(parser.parse_args())
+    inputs = Inputs(**{field.name: options.pop(field.name) for field in fields(Inputs)})
     with stage("report") as running, statement_of(running.name):
         settings = load_settings()
-        write_report(settings, **vars(options))
+        write_report(settings, inputs, Plots(**options))
         prune_trainer_states(Path("state") / list(settings.iterations)[-1])
 
 

@@ -121,9 +121,8 @@ def _put_iteration(folder: Path, number: int, key: str) -> None:
 
 def commit(folder: Path) -> None:
     """Write statements and dvc.lock as if every stage but register had just written the files as they are now."""
-    report = ["--metrics", "metrics", "--iterations", "data/iterations", "--series", "plots/iterations.csv"]
-    report += ["--holdout", "plots/holdout.csv", "--steps", "plots/steps.csv", "--complexity", "plots/complexity.csv"]
-    subprocess.run([sys.executable, "-m", "components.report", *report], cwd=folder, check=True)
+    _python, *report = YAML(typ="safe").load(folder / "dvc.yaml")["stages"]["report"]["cmd"].split()
+    subprocess.run([sys.executable, *report], cwd=folder, check=True)
     names = ["manifest@incoming", "base_model", "ingest", "dedupe", "evaluate_base", "report"]
     names += [f"{name}@{key}" for key in ITERATIONS for name in ("score", "select", "finetune", "evaluate")]
     subprocess.run([sys.executable, "-m", "components.provenance.statements", *names], cwd=folder, check=True)

@@ -26,6 +26,7 @@ ROOMS = {
     "tracking": {"data", "provenance"},
     "strategies": set(),
     "noise": {"data"},
+    "series": set(),
     "scoring": {"data", "model", "provenance"},
     "training": {"data", "model", "provenance"},
     "evaluation": {"data", "model", "scoring"},
@@ -40,7 +41,7 @@ NO_DEPENDENCY = {
     "components/provenance/": "writes the statement; digests.py is a dependency where outputs name a digest",
 }
 ALSO_NO_DEPENDENCY = {
-    "report": {"components/training/", "components/data/"},  # takes away old trainer states at the end of a run
+    "report": {"components/training/"},  # takes away old trainer states at the end of a run
     # evaluates a champion again on a new holdout: that goes to the registry, not into an output
     "register": {f"components/{room}/" for room in ("data", "evaluation", "model", "scoring")},
 }

@@ -19,6 +19,7 @@ from components.tracking.runs import PARENT, PipelineRun, StepMetrics, log_steps
 
 STAGE, ITERATION, OUTCOME, OUTPUTS = "iterit.stage", "iterit.iteration", "iterit.outcome", "iterit.outputs"  # tags
 RAN, CACHED = "ran", "cached"  # outcomes
+SERIES = ("plots/picks.csv", "plots/hard.csv")  # of the stage report: columns that become series over iterations
 STEP_METRICS = ("loss", "learning_rate", "gradient_norm")  # columns of steps.csv
 
 
@@ -43,6 +44,8 @@ class StageRecord:
     """Speed and peak memory on this machine; empty for a stage from the cache."""
     steps: Sequence[StepMetrics]
     """The optimizer steps of a `finetune` stage."""
+    series: Mapping[int, Mapping[str, float]]
+    """Iteration -> what the stage `report` found of it: {"picks/new": 3}."""
     tags: Mapping[str, str]
 
     @property
@@ -107,6 +110,7 @@ def read_record(
         metrics=_read_metrics(entry),
         throughput={f"throughput/{key}": value for key, value in throughput.items()},
         steps=_read_steps(entry, step_speeds),
+        series=_read_series(entry),
         tags=_tags(stage, entry, outcome),
     )
 
@@ -139,6 +143,15 @@ def _read_steps(entry: StageEntry, speeds: Mapping[str, float]) -> list[StepMetr
             values["step/tokens_per_second"] = speeds[row["step"]]
         steps.append(StepMetrics(int(row["step"]), values))
     return steps
+
+
+def _read_series(entry: StageEntry) -> dict[int, dict[str, float]]:
+    series: dict[int, dict[str, float]] = {}
+    for path in (Path(name) for name in SERIES if name in entry.outputs):
+        for row in read_csv(path):
+            figures = {f"{path.stem}/{key}": float(value) for key, value in row.items() if key != "iteration"}
+            series.setdefault(int(row["iteration"]), {}).update(figures)
+    return series
 
 
 def _tags(stage: str, entry: StageEntry, outcome: str) -> dict[str, str]:
@@ -189,6 +202,8 @@ def _log_metrics(run: PipelineRun, child_id: str, record: StageRecord) -> None:
     metrics = metric_entities({**record.metrics, **seconds, **record.throughput}, record.iteration)
     metrics += [metric for step in record.steps for metric in metric_entities(step.values, step.step)]
     log_values(child_id, metrics)
+    for iteration, figures in record.series.items():
+        log_values(run.run_id, metric_entities(figures, iteration))
     if record.iteration is not None:
         group = record.stage.partition("@")[0].removesuffix("_base")  # the base model begins the checkpoints' series
         series = {f"{group}/{key}": value for key, value in record.metrics.items()}

@@ -60,6 +60,7 @@ def test_a_parent_run_has_a_child_run_per_stage_and_the_series_over_iterations_a
     assert history(run.run_id, "evaluate/loss") == [(0, 3.0), (1, 2.5), (2, 2.0)]
     assert history(run.run_id, "score/mean_complexity") == [(1, 0.3679), (2, 0.3679)]
     assert history(run.run_id, "finetune/training_loss") == [(1, 3.5), (2, 1.75)]
+    assert history(run.run_id, "picks/new") == [(1, 2), (2, 0)]
     assert history(run.run_id, "step/loss") == [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.5)]
     assert run.url.endswith(f"/#/experiments/{run.experiment_id}/runs/{run.run_id}")
 

@@ -21,6 +21,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from components.core.errors import BAD_INPUT, TRY_LATER
@@ -49,7 +50,34 @@ def main() -> None:
         _serve(lambda _: {"error": reason, "exit_code": BAD_INPUT})
         return
     with repo:
+        remove_broken_rwlock(repo)
         _serve(lambda request: answer(repo, request))
+
+
+def remove_broken_rwlock(repo: Any) -> None:
+    """Remove DVC's list of the paths in use where a killed process has left half of it.
+
+    DVC writes it in place, and refuses for good what it cannot read. Its own guard says that nobody is writing it.
+    """
+    from dvc.lock import LockError, make_lock
+    from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+
+    listed = Path(repo.tmp_dir) / RWLOCK_FILE
+    hardlinks = repo.config["core"].get("hardlink_lock", False)
+    try:
+        with make_lock(str(listed.with_name(RWLOCK_LOCK)), tmp_dir=repo.tmp_dir, hardlink_lock=hardlinks):
+            if listed.is_file() and not _is_json(listed):
+                listed.unlink()
+    except LockError:
+        return  # another dvc is alive and at it
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _serve(answer_to: Callable[[dict[str, str]], dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ r"""Stage `dedupe`: removes duplicates and splits off the holdout; lists each re
     same_response   the same response to another prompt (dedupe.same_response)
     near_holdout    Jaccard similarity of the sets of word n-grams with a holdout record >= dedupe.threshold
     near            the same with any other kept record (dedupe.near)
+    contaminated    a run of words shared with the holdout or a benchmark (contamination.exclude)
 
 A hash of a record's content id decides whether it falls to the holdout or to the pool. Records that fall to the
 holdout are compared with each other first, then those that fall to the pool are compared with all records kept so far.
@@ -316,11 +317,27 @@ def _round_to_total(shares: dict[str, float], total: int) -> dict[str, int]:
     return quotas
 
 
+def exclude_contaminated(result: Deduplicated, texts: pa.Table, ngram: int) -> Deduplicated:
+    """Without the pool records that share an n-gram with the holdout or with `texts`, tables.BENCHMARK_TEXTS.
+
+    Raises UserError when no record is left.
+    """
+    from components.overlap.contamination import References, split_contaminated
+
+    pool, removed = split_contaminated(result.pool, References(result.holdout, texts, ngram))
+    if not pool:
+        raise UserError(
+            f"{PARAMS}: contamination.exclude: every record of the pool shares {ngram} words with the holdout or a "
+            "benchmark; raise contamination.ngram, or do not exclude"
+        )
+    return Deduplicated(pool, result.holdout, [*result.removed, *removed])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m components.dedupe", description="Remove duplicates, then split off the holdout."
     )
-    for name in ("records", "pool", "holdout", "duplicates", "noise", "candidates", "metrics"):
+    for name in ("records", "pool", "holdout", "duplicates", "noise", "candidates", "texts", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
     with stage("dedupe") as running, statement_of(running.name):
@@ -328,6 +345,9 @@ def main() -> None:
         records = read_records(options.records)
         weights = {name: source.weight for name, source in settings.ingest.sources.items()}
         result = deduplicate(records, settings.dedupe, weights)
+        if settings.contamination.exclude:
+            texts = tables.read(options.texts, tables.BENCHMARK_TEXTS)
+            result = exclude_contaminated(result, texts, settings.contamination.ngram)
         pool, planted = plant(result.pool, settings.noise)
         write_records(options.pool, pool)
         write_records(options.holdout, result.holdout)

@@ -74,7 +74,7 @@ def _rows(key: str, field: FieldInfo) -> Iterator[str]:
     if not blocks:
         default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
         meaning = field.description or "Chooses this form of the block."
-        yield f"| `{key}` | {_type(field.annotation)} | {default} | {meaning.strip()} |"
+        yield f"| `{key}` | {_type(field.annotation)} | {default} | {' '.join(meaning.split())} |"
 
 
 def _blocks(annotation: Any) -> list[tuple[type[BaseModel], str]]:
@@ -102,6 +102,8 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is list:
         kind = _type(get_args(annotation)[0])
         return f"list of {kind}s" if kind == "number" else f"list of {kind}"
+    if get_origin(annotation) is dict:
+        return f"mapping of names to {_type(get_args(annotation)[1])}s"
     if issubclass(annotation, BaseModel):
         return f"block ({get_args(annotation.model_fields['kind'].annotation)[0]})"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}

@@ -96,18 +96,24 @@ def _retrain(settings: Settings, unfinished: tuple[str, ...]) -> State[str]:
 
 def _run_stages(settings: Settings, run: Callable[[str], None]) -> None:
     """Run every stage before `register`: the data, then the iterations of the method, then the report."""
+    run("benchmark_data")  # a task whose data cannot be had ends the run here
     run("base_model")
     for source in settings.ingest.files:
         run(f"manifest@{source}")
     run("ingest")
     run("dedupe")
     run("evaluate_base")
+    if "base" in settings.benchmark.checkpoints:
+        run("benchmark@base")
     for iteration in settings.iterations:
         run(f"score@{iteration}")
         run(f"select@{iteration}")
         run(f"finetune@{iteration}")
         run(f"evaluate@{iteration}")
+        if iteration in settings.benchmark.checkpoints:
+            run(f"benchmark@{iteration}")
         _show_iterations(settings, iteration)
+    run("contamination")
     run("report")
 
 

@@ -21,9 +21,9 @@ from components.provenance.pipeline import FOLDER
 from components.provenance.recorded import RecordedStage
 from components.provenance.statements import param_value
 
-ITERATED = ("score", "select", "finetune", "evaluate")
-AFTER_ALL = ("report", "register")  # of the checkpoint of the last iteration
-NOT_NEEDED = ("evaluate_base", "evaluate", *AFTER_ALL)  # to make a checkpoint: they may not have run yet
+ITERATED = ("score", "select", "finetune", "evaluate", "benchmark")
+AFTER_ALL = ("contamination", "report", "register")  # of the checkpoint of the last iteration
+NOT_NEEDED = ("evaluate_base", "evaluate", "benchmark", *AFTER_ALL)  # to make a checkpoint: they may not have run yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def chain_stages(checkpoint: Checkpoint, definitions: Mapping[str, Definition]) 
     def belongs(name: str) -> bool:
         group, _, key = name.partition("@")
         if group in ITERATED:
-            return key.isdecimal() and int(key) <= last
+            return key == "base" or (key.isdecimal() and int(key) <= last)
         if group in AFTER_ALL and last != max(trained, default=0):
             return False
         return not definitions or name in definitions

@@ -79,7 +79,8 @@ def _explain(origin: str, mistake: Any) -> str:
     if kind == "missing":
         return f"{origin}: {key}: missing"
     if kind == "value_error":
-        return f"{origin}: {key}: {mistake['ctx']['error']}"
+        place = f"{origin}: {key}" if key else origin  # a rule that spans blocks names the key itself
+        return f"{place}: {mistake['ctx']['error']}"
     if kind == "union_tag_invalid":
         return f"{origin}: {key}.kind: {given['kind']!r} is none of {mistake['ctx']['expected_tags']}"
     if kind == "string_pattern_mismatch" and mistake["ctx"]["pattern"] == NAME:

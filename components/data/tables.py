@@ -54,7 +54,7 @@ DUPLICATES = pa.schema(  # the records of data/raw.parquet that are neither in t
         ("id", pa.string()),
         ("source", pa.string()),
         ("kept_id", pa.string()),  # the record that is kept instead; null for kind over_cap
-        ("kind", pa.string()),  # same_record, same_response, near, near_holdout, over_cap
+        ("kind", pa.string()),  # same_record, same_response, near, near_holdout, over_cap, contaminated
         ("similarity", pa.float64()),  # Jaccard similarity of word n-grams; 1.0 for same_record and same_response
     ]
 )
@@ -107,6 +107,42 @@ EVALUATIONS = pa.schema(  # one row per record of the holdout
 )
 
 
+BENCHMARK_TEXTS = pa.schema(  # one row per document of a benchmark's tasks
+    [
+        ("task", pa.string()),
+        ("document", pa.int32()),  # number in the task's data, from 0
+        ("text", pa.string()),  # question and answers, one line each
+    ]
+)
+
+
+BENCHMARKS = pa.schema(  # one row per document and metric of a checkpoint's benchmarks
+    [
+        ("task", pa.string()),
+        ("document", pa.int32()),  # number in the task's data, from 0
+        ("digest", pa.string()),  # SHA-256 of the document's data
+        ("metric", pa.string()),  # with its filter after a slash, where the task has filters
+        ("value", pa.float64()),  # of a perplexity: nats per word or byte; of bits_per_byte: bits per byte
+        ("weight", pa.float64()),  # words or bytes of a perplexity; 1 for any other metric
+        ("higher_is_better", pa.bool_()),  # of `value`
+    ]
+)
+
+
+OVERLAPS = pa.schema(  # one row per record that shares words with the holdout or a benchmark, and document of these
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("place", pa.string()),  # pool, or the kind in data/duplicates.parquet: near_holdout, contaminated
+        ("against", pa.string()),  # holdout, or a task
+        ("against_id", pa.string()),  # record of the holdout, or number of the task's document
+        ("ngrams", pa.int32()),  # n-grams of the record that are in that text, each place counted
+        ("word", pa.int32()),  # where the first of them begins in the record's words, from 0
+        ("against_word", pa.int32()),  # where it begins in that text's words
+    ]
+)
+
+
 SELECTION = pa.schema(
     [
         ("id", pa.string()),
@@ -152,3 +188,9 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
             return file.read().select(schema.names).cast(schema)
     except (pa.ArrowInvalid, KeyError, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet table: {first_line(error)}") from error
+
+
+def read_ids(path: Path) -> list[str]:
+    """The column `id` of a table. Raises UserError as `read` does."""
+    ids: list[str] = read(path, CANDIDATES)["id"].to_pylist()
+    return ids

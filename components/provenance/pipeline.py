@@ -34,17 +34,19 @@ class StageDefinition:
 def find_stage(name: str) -> StageDefinition:
     """The stage that DVC calls `name`, such as `score@2`. Raises KeyError when dvc.yaml does not have it."""
     group, _, key = name.partition("@")
-    definition, item = _stages()[group], {}
+    definition: Any = _stages()[group]
+    item: Mapping[str, Any] = {}
     if "foreach" in definition:
         values: Any = read_params()
         for part in definition["foreach"].strip("${}").split("."):
             values = values[part]
-        definition, item = definition["do"], values[key]
+        # an item of a list is its own key
+        definition, item = definition["do"], values[key] if isinstance(values, dict) else {}
 
     def fill(text: str) -> str:
         for field, value in item.items():
             text = text.replace(f"${{item.{field}}}", str(value))
-        return text.replace("${key}", key)
+        return text.replace("${key}", key).replace("${item}", key)
 
     def paths(kind: str) -> list[str]:
         return [fill(path if isinstance(path, str) else next(iter(path))) for path in definition.get(kind, ())]

@@ -58,7 +58,9 @@ def record_all(run: PipelineRun, settings: Settings, *, except_for: Sequence[str
     """Record every stage of dvc.lock that params.yaml still has."""
     for stage, entry in read_lock().items():
         name, _, key = stage.partition("@")
-        keys = settings.ingest.files if name == "manifest" else settings.iterations
+        keys = {"manifest": settings.ingest.files, "benchmark": settings.benchmark.checkpoints}.get(
+            name, settings.iterations
+        )
         if stage not in except_for and (not key or key in keys):
             record_stage(run, stage, entry)
 
@@ -118,7 +120,7 @@ def read_record(
 def _iteration_number(stage: str) -> int | None:
     """The iteration of a stage in the loop, 0 for the base model; None for a stage outside the loop."""
     name, _, key = stage.partition("@")
-    if name == "evaluate_base":
+    if name == "evaluate_base" or key == "base":
         return 0
     return int(key) if key and name != "manifest" else None
 

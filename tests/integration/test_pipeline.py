@@ -32,8 +32,8 @@ from tests.support.project import (
 )
 
 LOOP = ("score", "select", "finetune", "evaluate")
-FIRST = {"base_model", "manifest@incoming", "ingest", "dedupe", "evaluate_base"}
-LAST = {"report", "register"}
+FIRST = {"base_model", "manifest@incoming", "ingest", "benchmark_data", "dedupe", "evaluate_base"}
+LAST = {"contamination", "report", "register"}
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_one_more_line_in_params_runs_one_more_iteration_and_nothing_before_it(p
     before = hashes(project)
     assert ran(call(project, "dvc", "repro")) == {f"{name}@3" for name in LOOP} | LAST
     changed = {path for path, md5 in hashes(project).items() if before.get(path, md5) != md5}
-    result = {"metrics/register.json", "provenance/report.json", "provenance/register.json"}
+    result = {f"provenance/{name}.json" for name in LAST} | {"metrics/register.json", "metrics/contamination.json"}
     assert {path for path in changed if not path.startswith("plots/")} == result
 
 

@@ -101,7 +101,7 @@ def test_the_flow_and_a_bare_dvc_repro_leave_the_same_records(project: Path) -> 
     for key in [key for key in of_dvc["parent"][2] if key.startswith("holdout/")]:
         del of_dvc["parent"][2][key]
     assert of_flow == of_dvc
-    assert len(of_flow) == 16
+    assert len(of_flow) == 18
 
 
 def test_the_registered_checkpoint_opens_by_its_alias(project: Path, tmp_path: Path) -> None:

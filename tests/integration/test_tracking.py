@@ -17,7 +17,8 @@ from components.provenance.digests import file_digest
 from components.provenance.lockfile import read_entry
 from components.tracking import client, runs, stages
 
-STAGES = ["manifest@incoming", "base_model", "ingest", "dedupe", "evaluate_base", "report"]
+STAGES = ["manifest@incoming", "base_model", "ingest", "benchmark_data", "dedupe", "evaluate_base"]
+STAGES += ["contamination", "report"]
 STAGES += [f"{name}@{key}" for key in ("1", "2") for name in ("score", "select", "finetune", "evaluate")]
 
 

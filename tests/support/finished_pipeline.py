@@ -47,6 +47,10 @@ def make_finished_pipeline(folder: Path, models: dict[str, Path]) -> Path:
     tables.write(folder / "data/rejected.parquet", rows, tables.REJECTED)
     tables.write(folder / "data/duplicates.parquet", tables.DUPLICATES.empty_table(), tables.DUPLICATES)
     tables.write(folder / "data/noise.parquet", tables.NOISE.empty_table(), tables.NOISE)
+    texts, overlaps = tables.BENCHMARK_TEXTS.empty_table(), tables.OVERLAPS.empty_table()
+    tables.write(folder / "data/benchmarks/texts.parquet", texts, tables.BENCHMARK_TEXTS)
+    tables.write(folder / "data/contamination.parquet", overlaps, tables.OVERLAPS)
+    write_json(folder / "metrics/contamination.json", {"ngram": 13})
     write_json(folder / "metrics/ingest.json", {"records": 6, "rejected": {"too_long": 0}})
     write_json(folder / "metrics/dedupe.json", {"pool": 4, "holdout": 2})
     write_json(folder / "models/proxy/none.json", {})
@@ -123,7 +127,8 @@ def commit(folder: Path) -> None:
     """Write statements and dvc.lock as if every stage but register had just written the files as they are now."""
     _python, *report = YAML(typ="safe").load(folder / "dvc.yaml")["stages"]["report"]["cmd"].split()
     subprocess.run([sys.executable, *report], cwd=folder, check=True)
-    names = ["manifest@incoming", "base_model", "ingest", "dedupe", "evaluate_base", "report"]
+    names = ["manifest@incoming", "base_model", "ingest", "benchmark_data", "dedupe", "evaluate_base"]
+    names += ["contamination", "report"]
     names += [f"{name}@{key}" for key in ITERATIONS for name in ("score", "select", "finetune", "evaluate")]
     subprocess.run([sys.executable, "-m", "components.provenance.statements", *names], cwd=folder, check=True)
     dvc(folder, "commit", "--quiet", "--force", *names)

@@ -38,7 +38,11 @@ def test_an_example_holds_every_block_that_a_stage_reads(
     shutil.copyfile(example, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     params = read_params()
-    keys = {"manifest": "@incoming", **dict.fromkeys(("score", "select", "finetune", "evaluate"), "@1")}
+    keys = {
+        "manifest": "@incoming",
+        "benchmark": "@base",
+        **dict.fromkeys(("score", "select", "finetune", "evaluate"), "@1"),
+    }
     for name in stage_modules():
         if name == "manifest" and not params["ingest"]["files"]:
             continue  # one stage a source of files, so none

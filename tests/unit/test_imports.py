@@ -18,6 +18,7 @@ HEAVY = {
 }
 ALLOWED = {  # stages -> heavy libraries that importing their modules may import
     ("manifest", "base_model"): set(),
+    ("benchmark_data", "benchmark", "contamination"): {"numpy", "pyarrow"},
     ("ingest", "dedupe", "score", "select", "finetune", "evaluate", "report", "register"): {"numpy", "pyarrow"},
 }
 

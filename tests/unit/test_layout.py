@@ -29,6 +29,8 @@ ROOMS = {
     "series": set(),
     "scoring": {"data", "model", "provenance"},
     "training": {"data", "model", "provenance"},
+    "overlap": {"data"},
+    "benchmarks": {"data", "evaluation"},
     "evaluation": {"data", "model", "scoring"},
     "promotion": {"data", "evaluation", "model", "provenance", "tracking"},
     "audit": {"data", "data_sources", "provenance", "tracking", "training"},
@@ -46,7 +48,11 @@ ALSO_NO_DEPENDENCY = {
     "register": {f"components/{room}/" for room in ("data", "evaluation", "model", "scoring")},
 }
 
-KEYS = {"manifest": "@incoming", **dict.fromkeys(("score", "select", "finetune", "evaluate"), "@1")}
+KEYS = {
+    "manifest": "@incoming",
+    "benchmark": "@base",
+    **dict.fromkeys(("score", "select", "finetune", "evaluate"), "@1"),
+}
 
 
 @cache

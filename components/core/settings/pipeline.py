@@ -7,7 +7,9 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from components.core.settings.base_model import ModelSource
+from components.core.settings.benchmark import BenchmarkSettings
 from components.core.settings.block import Block
+from components.core.settings.contamination import ContaminationSettings
 from components.core.settings.dedupe import DedupeSettings
 from components.core.settings.evaluate import EvaluateSettings
 from components.core.settings.finetune import FinetuneSettings
@@ -38,6 +40,8 @@ class Settings(Block):
     select: SelectSettings
     finetune: FinetuneSettings
     evaluate: EvaluateSettings
+    benchmark: BenchmarkSettings = Field(default_factory=BenchmarkSettings)
+    contamination: ContaminationSettings = Field(default_factory=ContaminationSettings)
     register_: RegisterSettings = Field(alias="register")
     gate: GateSettings
     seal: SealSettings = Field(default_factory=SealSettings)
@@ -54,6 +58,13 @@ class Settings(Block):
             raise ValueError(f"score.model: {model}: select.strategy {strategy} needs score.model: {needed}")
         if model == "proxy" and self.proxy_model is None:
             raise ValueError("score.model: proxy: needs a proxy_model")
+        return self
+
+    @model_validator(mode="after")
+    def benchmarked_checkpoints_exist(self) -> Settings:
+        if unknown := [key for key in self.benchmark.checkpoints if key not in ("base", *self.iterations)]:
+            known = ", ".join(("base", *self.iterations))
+            raise ValueError(f"benchmark.checkpoints: {unknown[0]!r} is no checkpoint; there are: {known}")
         return self
 
     @field_validator("experiment", mode="after")

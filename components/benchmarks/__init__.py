@@ -1,0 +1,1 @@
+"""Benchmarks: which tasks are named, their data, and running them on a model with lm-evaluation-harness."""

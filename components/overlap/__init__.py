@@ -1,0 +1,1 @@
+"""Runs of words that texts share: the measure of contamination."""

@@ -6,6 +6,7 @@ run is at work, or a server does not answer), 130 Ctrl-C.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -71,6 +72,17 @@ def register() -> None:
 
     with claim_workspace():
         print(*describe_registered(register_by_hand()), sep="\n")
+
+
+@app.command()
+def report(
+    output: Annotated[Path | None, typer.Option(help="Where to write it; report.html by default.")] = None,
+) -> None:
+    """Write the page of the run in this folder: is it better, what was picked, what did it cost."""
+    from components.core.params import load_settings
+    from flows.page import PAGE, write_page
+
+    print(write_page(load_settings(), output or PAGE))
 
 
 @app.command()

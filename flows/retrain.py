@@ -31,6 +31,7 @@ from components.core.params import load_settings
 from components.core.settings.pipeline import Settings
 from components.tracking.runs import RUN_VARIABLE
 from flows.interrupted import RunningNote, end_interrupted_run, note_run, remove_note
+from flows.page import PAGE, publish_page
 from flows.recording import recording
 from flows.seal import seal
 from flows.summary import read_rows
@@ -74,6 +75,8 @@ def _retrain(settings: Settings, unfinished: tuple[str, ...]) -> State[str]:
         if not status.changed:
             logger.info("nothing new: data, parameters and code are those of the last run; nothing to retrain")
             seal(settings.seal, flow_run.id, logger)  # a run that was killed before its end
+            if not PAGE.is_file():
+                publish_page(settings, logger)
             return Completed(name="Unchanged", data="unchanged")
         with recording(settings, logger) as records:
             if records.run is not None:
@@ -91,6 +94,7 @@ def _retrain(settings: Settings, unfinished: tuple[str, ...]) -> State[str]:
             records.wait()  # `register` writes to the same MLflow run
             run("register")
             seal(settings.seal, flow_run.id, logger)
+            publish_page(settings, logger)
     return Completed(name="Retrained", data="retrained")
 
 

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,8 +90,7 @@ def tag_version(registered: Registered, flow_run: str | None, author: str) -> st
     The message names its checkpoint, its dvc.lock and its runs. A tag never moves: where another MLflow store has
     given the number to another checkpoint, the digest of this one is part of the name.
     """
-    name = f"iterit/{re.sub(r'[^A-Za-z0-9_.-]', '-', registered.model)}/v{registered.version}"
-    for tag in (name, f"{name}-{registered.checkpoint[:8]}"):
+    for tag in _tag_names(registered):
         existing = _git("tag", "--list", "--format=%(contents)", tag)
         if not existing:
             message = {
@@ -106,6 +105,21 @@ def tag_version(registered: Registered, flow_run: str | None, author: str) -> st
         if registered.checkpoint in existing:
             return None
     return None
+
+
+def sealed_tag(registered: Registered) -> str | None:
+    """The tag that names the registered version's checkpoint; None where no sealed run has it, or outside git."""
+    with suppress(subprocess.CalledProcessError, FileNotFoundError):
+        for tag in _tag_names(registered):
+            if registered.checkpoint in _git("tag", "--list", "--format=%(contents)", tag):
+                return tag
+    return None
+
+
+def _tag_names(registered: Registered) -> tuple[str, str]:
+    """The tag of a version, and the one it gets where that is another checkpoint's."""
+    name = f"iterit/{re.sub(r'[^A-Za-z0-9_.-]', '-', registered.model)}/v{registered.version}"
+    return name, f"{name}-{registered.checkpoint[:8]}"
 
 
 def _default_remote() -> str:

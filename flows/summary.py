@@ -21,6 +21,7 @@ from components.register import describe_checkpoint
 from components.report import IterationRow, iteration_rows
 from components.tracking.client import LOCAL_PAGE as MLFLOW_PAGE
 from components.tracking.registry import version_of_checkpoint
+from flows.page import PAGE
 
 PREFECT_PAGE = "http://127.0.0.1:4200"  # where `prefect server` listens by default
 
@@ -75,6 +76,8 @@ def print_summary(settings: Settings, *, new: bool) -> None:
     console.print(f"checkpoint   models/{list(settings.iterations)[-1]}")
     for line in _describe_registered(settings):
         console.print(line)
+    if PAGE.is_file():
+        console.print(f"report       {PAGE}")
     pages = {
         f"MLflow       {_command('mlflow')} server --workers 1": MLFLOW_PAGE,
         f"Prefect      {_command('prefect')} server start": PREFECT_PAGE,

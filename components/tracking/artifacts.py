@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from components.data.records import from_rows
 from components.provenance.lockfile import StageEntry
-from components.tracking.client import client
+from components.tracking.client import client, explain_unreachable
 
 MAX_ARTIFACT = 64 << 20  # bytes; DVC keeps a larger file, and the run's tags hold its hash
 PREVIEW_ROWS = 1000  # MLflow's page shows CSV, not Parquet
@@ -71,6 +71,12 @@ def log_artifacts(run_id: str, entry: StageEntry) -> None:
                     preview = Path(folder) / f"{path.stem}.csv"
                     write_preview(path, preview)
                     client().log_artifact(run_id, str(preview), place)
+
+
+def log_file(run_id: str, file: Path) -> None:
+    """Log a file at the top of a run's artifacts. Raises Unreachable."""
+    with explain_unreachable():
+        client().log_artifact(run_id, str(file))
 
 
 def write_preview(table_file: Path, csv_file: Path) -> None:

@@ -33,6 +33,7 @@ ROOMS = {
     "benchmarks": {"data", "evaluation"},
     "evaluation": {"data", "model", "scoring"},
     "promotion": {"data", "evaluation", "model", "provenance", "tracking"},
+    "pages": {"data", "evaluation", "promotion", "provenance"},
     "audit": {"data", "data_sources", "provenance", "tracking", "training"},
 }
 ONLY_IN = {"mlflow": "components/tracking/", "prefect": "flows/"}  # library -> where alone it is imported

@@ -97,7 +97,7 @@ class Browser:
 @contextmanager
 def browser() -> Iterator[Browser]:
     """A browser with an empty profile; ends with the block."""
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [str(CHROMIUM), *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,

@@ -4,20 +4,22 @@ r"""Stage `dedupe`: removes duplicates and splits off the holdout; lists each re
     same_response   the same response to another prompt (dedupe.same_response)
     near_holdout    Jaccard similarity of the sets of word n-grams with a holdout record >= dedupe.threshold
     near            the same with any other kept record (dedupe.near)
+    like_target     any of these with an example of what the model is for (a source with target: true)
     contaminated    a run of words shared with the holdout or a benchmark (contamination.exclude)
 
 A hash of a record's content id decides whether it falls to the holdout or to the pool. Records that fall to the
 holdout are compared with each other first, then those that fall to the pool are compared with all records kept so far.
 So a pool record never displaces a holdout record, and new pool records never change the holdout. A record is removed
 only for a kept record that it was compared with, so there are no chains of loose matches. (The kept record may still be
-over a cap, which duplicates.parquet then shows; such a record is not trained on either.)
+over a cap, which duplicates.parquet then shows; such a record is not trained on either.) What is like a target is
+removed from what falls to the pool, not from the holdout.
 
 MinHash finds candidates for `near`: a signature of `permutations` minima is cut into b bands of r rows, and two
 records are candidates when they agree in a whole band, which happens with probability 1 - (1 - s^r)^b at similarity s
 (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4). r is the largest value that misses at most 1 %
-of the pairs at the threshold. The similarity of every candidate pair is then computed exactly. `near_holdout` does not
-depend on MinHash: a product of sparse matrices gives the exact similarity of every pair of pool and holdout records,
-so that no test record is trained on.
+of the pairs at the threshold. The similarity of every candidate pair is then computed exactly. `near_holdout` and
+`like_target` do not depend on MinHash: a product of sparse matrices gives the exact similarity of every pair of pool
+and holdout records, so that no test record is trained on.
 
 With a noise.share, that share of the pool is then spoiled (components/noise/).
 
@@ -88,11 +90,17 @@ class Match:
     similarity: float
 
 
-def deduplicate(records: Sequence[Record], settings: DedupeSettings, weights: dict[str, float]) -> Deduplicated:
+def deduplicate(
+    records: Sequence[Record],
+    settings: DedupeSettings,
+    weights: dict[str, float],
+    targets: Sequence[Record] = (),
+) -> Deduplicated:
     """Split the records into pool, holdout and removed; every record is in exactly one of them.
 
-    `weights`: relative share of the pool of each source, used where there are more than `max_records`. Raises
-    UserError when too large a share is removed, and when pool or holdout are empty.
+    `weights`: relative share of the pool of each source, used where there are more than `max_records`. `targets`: the
+    pool holds nothing like them. Raises UserError when too large a share is removed, and when pool or holdout are
+    empty.
     """
     in_holdout = [_fraction(record.id, "holdout") < settings.holdout_share for record in records]
     shingles = [shingle(record, settings.ngram) for record in records]
@@ -100,6 +108,7 @@ def deduplicate(records: Sequence[Record], settings: DedupeSettings, weights: di
     for_holdout = [index for index, held in enumerate(in_holdout) if held and kept.add(index)]
     holdout = _sample(for_holdout, records, settings.max_holdout)
     for_pool = [index for index, held in enumerate(in_holdout) if not held]
+    for_pool = _remove_like_targets(for_pool, records, shingles, targets, settings, kept.removed)
     like_holdout = near_across(shingles, for_pool, sorted(holdout), settings.threshold)
     for_pool = [index for index in for_pool if kept.add(index, like_holdout.get(index))]
     _check_removed_share(kept.removed, len(records), settings.max_removed_share)
@@ -110,6 +119,37 @@ def deduplicate(records: Sequence[Record], settings: DedupeSettings, weights: di
     return Deduplicated(
         [records[index] for index in sorted(pool)], [records[index] for index in sorted(holdout)], kept.removed
     )
+
+
+def _remove_like_targets(
+    for_pool: Sequence[int],
+    records: Sequence[Record],
+    shingles: Sequence[frozenset[str]],
+    targets: Sequence[Record],
+    settings: DedupeSettings,
+    removed: list[Removal],
+) -> list[int]:
+    """The indices of records that are no duplicate of a target; the others are added to `removed`."""
+    if not targets:
+        return list(for_pool)
+    both = [*shingles, *(shingle(target, settings.ngram) for target in targets)]
+    near = near_across(both, for_pool, range(len(records), len(both)), settings.threshold)
+    by_id = {target.id: target.id for target in targets}
+    by_response = {target.response.strip(): target.id for target in reversed(targets)}
+    left = []
+    for index in for_pool:
+        record, match = records[index], near.get(index)
+        same = by_id.get(record.id)
+        if same is None and settings.same_response:
+            same = by_response.get(record.response.strip())
+        if same is not None:
+            removed.append(Removal(record.id, record.source, same, "like_target", 1.0))
+        elif match:
+            target = targets[match.index - len(records)]
+            removed.append(Removal(record.id, record.source, target.id, "like_target", match.similarity))
+        else:
+            left.append(index)
+    return left
 
 
 class _KeptRecords:
@@ -337,14 +377,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m components.dedupe", description="Remove duplicates, then split off the holdout."
     )
-    for name in ("records", "pool", "holdout", "duplicates", "noise", "candidates", "texts", "metrics"):
+    for name in ("records", "targets", "pool", "holdout", "duplicates", "noise", "candidates", "texts", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
     with stage("dedupe") as running, statement_of(running.name):
         settings = load_settings()
         records = read_records(options.records)
         weights = {name: source.weight for name, source in settings.ingest.sources.items()}
-        result = deduplicate(records, settings.dedupe, weights)
+        result = deduplicate(records, settings.dedupe, weights, read_records(options.targets))
         if settings.contamination.exclude:
             texts = tables.read(options.texts, tables.BENCHMARK_TEXTS)
             result = exclude_contaminated(result, texts, settings.contamination.ngram)

@@ -1,18 +1,21 @@
 """Stages `evaluate_base` and `evaluate@N`: a model's losses on the holdout, record by record, and sample responses.
 
 The metrics are means over the records, with 95 % intervals. Samples are generated for the first holdout
-records by id, the same ones in every iteration.
+records by id, the same ones in every iteration. Examples of what the model is for (data/target.parquet, empty without a
+source with target: true) are measured like the holdout, in a table and under a key of their own.
 
-    python -m components.evaluate --iteration base --holdout data/holdout.parquet --model models/base ...
+    python -m components.evaluate --iteration base --holdout data/holdout.parquet --targets data/target.parquet
+        --model models/base ...
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,19 +25,38 @@ from components.core.settings.pipeline import Settings
 from components.core.stage import stage
 from components.data import tables
 from components.data.records import Record, read_records
-from components.evaluation.holdout import evaluate_records, summarize
+from components.evaluation.holdout import NO_TARGET, evaluate_records, summarize
 from components.evaluation.samples import Sample, generate_samples
 from components.model.load import load_model
 from components.provenance.digests import cached_digest
 from components.provenance.statements import statement_of
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What a model makes of the holdout and of the targets."""
+
+    holdout: pa.Table
+    """tables.EVALUATIONS"""
+    targets: pa.Table
+    """tables.EVALUATIONS"""
+    samples: list[Sample]
+
+
 def evaluate(
-    folder: Path, holdout: Sequence[Record], settings: Settings, arithmetic: AbstractContextManager[object]
-) -> tuple[pa.Table, list[Sample]]:
-    """tables.EVALUATIONS and samples of the model in `folder`; `arithmetic` is entered while the model computes."""
+    folder: Path,
+    holdout: Sequence[Record],
+    targets: Sequence[Record],
+    settings: Settings,
+    arithmetic: AbstractContextManager[object],
+) -> Evaluated:
+    """The evaluations of the model in `folder`; `arithmetic` is entered while the model computes."""
     model, tokenizer = load_model(folder, settings.score.dtype)
     evaluations = evaluate_records(model, tokenizer, holdout, settings.score, f"evaluate {folder}", arithmetic)
+    of_targets = tables.EVALUATIONS.empty_table()
+    if targets:
+        what = f"evaluate {folder} on the targets"
+        of_targets = evaluate_records(model, tokenizer, targets, settings.score, what, arithmetic)
     with arithmetic:
         samples = generate_samples(
             sorted(holdout, key=lambda record: record.id)[: settings.evaluate.samples],
@@ -45,7 +67,28 @@ def evaluate(
             max_length=settings.score.max_length,
             sample_tokens=settings.evaluate.sample_tokens,
         )
-    return evaluations, samples
+    return Evaluated(evaluations, of_targets, samples)
+
+
+def metrics_of(evaluated: Evaluated) -> dict[str, Any]:
+    """The content of metrics/evaluate/N.json after the checkpoint's digest.
+
+    Raises UserError when no record of the holdout, or none of the targets, can be scored.
+    """
+    metrics = asdict(summarize(evaluated.holdout))
+    if evaluated.targets.num_rows:
+        metrics["target"] = asdict(summarize(evaluated.targets, NO_TARGET))
+    return metrics
+
+
+def describe(folder: Path, metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for people."""
+    yield (
+        f"evaluate {folder}: {metrics['records']} records, loss {metrics['loss']}, "
+        f"perplexity {metrics['perplexity']}, mean complexity {metrics['mean_complexity']}"
+    )
+    if target := metrics.get("target"):
+        yield f"evaluate {folder}: {target['records']} examples of the target, loss {target['loss']}"
 
 
 def main() -> None:
@@ -53,21 +96,20 @@ def main() -> None:
         prog="python -m components.evaluate", description="Evaluate a model on the holdout."
     )
     parser.add_argument("--iteration", required=True, help="base, or the iteration that made the model")
-    for name in ("holdout", "model", "evaluations", "samples", "metrics"):
+    for name in ("holdout", "targets", "model", "evaluations", "target-evaluations", "samples", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
     name, key = ("evaluate_base", None) if options.iteration == "base" else ("evaluate", options.iteration)
     with stage(name, key) as running, statement_of(running.name):
-        settings, holdout, digest = load_settings(), read_records(options.holdout), cached_digest(options.model)
-        evaluations, samples = evaluate(options.model, holdout, settings, running.arithmetic)
-        metrics = summarize(evaluations)
-        tables.write(options.evaluations, evaluations, tables.EVALUATIONS)
-        write_json(options.samples, {"checkpoint": digest, "samples": [asdict(sample) for sample in samples]})
-        write_json(options.metrics, {"checkpoint": digest, **asdict(metrics)})
-        print(
-            f"evaluate {options.model}: {metrics.records} records, loss {metrics.loss}, "
-            f"perplexity {metrics.perplexity}, mean complexity {metrics.mean_complexity}"
-        )
+        settings, digest = load_settings(), cached_digest(options.model)
+        holdout, targets = read_records(options.holdout), read_records(options.targets)
+        evaluated = evaluate(options.model, holdout, targets, settings, running.arithmetic)
+        metrics = metrics_of(evaluated)
+        tables.write(options.evaluations, evaluated.holdout, tables.EVALUATIONS)
+        tables.write(options.target_evaluations, evaluated.targets, tables.EVALUATIONS)
+        write_json(options.samples, {"checkpoint": digest, "samples": [asdict(sample) for sample in evaluated.samples]})
+        write_json(options.metrics, {"checkpoint": digest, **metrics})
+        print(*describe(options.model, metrics), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Stage `ingest`: reads every source into records, and lists each value that is left out with its place and a reason.
 
-The sources are read in this order: docstrings, datasets, files.
+The sources are read in this order: docstrings, datasets, files. Records of a source with `target: true` are examples of
+what the model is for. They have a table of their own, so that no later stage can train on them.
 
-    python -m components.ingest --manifests data/sources --records data/raw.parquet
+    python -m components.ingest --manifests data/sources --records data/raw.parquet --targets data/target.parquet
         --rejected data/rejected.parquet --metrics metrics/ingest.json
 """
 
@@ -19,13 +20,13 @@ from components.core.errors import UserError, printable
 from components.core.files import write_json
 from components.core.params import load_settings
 from components.core.paths import PARAMS
-from components.core.settings.ingest import Columns, DatasetSource, DocstringSource, IngestSettings, Source
+from components.core.settings.ingest import Columns, DatasetSource, DocstringSource, FileSource, IngestSettings, Source
 from components.core.stage import stage
 from components.data import tables
 from components.data.records import Record, make_record, write_records
 from components.data.tables import Rejection
 from components.data_sources import shapes
-from components.data_sources.file_manifest import listed_files
+from components.data_sources.file_manifest import list_files, listed_files
 from components.data_sources.item import Item, Items
 from components.data_sources.shapes import BadRecordError
 from components.provenance.statements import statement_of
@@ -36,7 +37,7 @@ ENOUGH_REJECTED = 100_000  # values after which the share of a source is checked
 
 @dataclass(frozen=True, slots=True)
 class SourceCounts:
-    """Numbers of values of one source: read = kept + rejected + over_cap."""
+    """Numbers of values of one source: read = kept + rejected + over_cap; a repeated target counts as rejected."""
 
     read: int
     kept: int
@@ -65,6 +66,8 @@ class Ingested:
     """The records of all sources in their order, and what was left out."""
 
     records: list[Record]
+    targets: list[Record]
+    """Those of the sources with `target: true`, each conversation once."""
     rejected: list[Rejection]
     counts: dict[str, SourceCounts]
     files_without_records: list[str]
@@ -93,25 +96,55 @@ class SourceRead:
 def ingest(settings: IngestSettings, manifests: Path) -> Ingested:
     """Read all sources; `manifests` is the folder with the manifest NAME.json of each local source.
 
-    Raises UserError when a source cannot be read, when too large a share of a source is rejected, and when no source
-    has a record.
+    Raises UserError when a source cannot be read, when too large a share of a source is rejected, when a source with
+    `target: true` has no record, and when no other source has one.
     """
-    result = Ingested([], [], {}, [])
+    result = Ingested([], [], [], {}, [])
     for name, source in settings.sources.items():
         read = read_source(name, source, manifests, settings)
         count = len(read.records) + len(read.rejected)
         _check_rejected_share(name, read.rejected, count, settings.max_rejected_share)
-        kept, over_cap = _apply_cap(read.records, source.cap)
-        result.records.extend(kept)
-        result.rejected.extend([*read.rejected, *over_cap])
+        if source.target and not read.records:
+            raise UserError(without_example(name, source))
+        records, repeated = _split_repeated(read.records, result.targets) if source.target else (read.records, [])
+        rejected = [*read.rejected, *repeated]
+        kept, over_cap = _apply_cap(records, source.cap)
+        (result.targets if source.target else result.records).extend(kept)
+        result.rejected.extend([*rejected, *over_cap])
         result.files_without_records.extend(read.files_without_records)
-        result.counts[name] = SourceCounts(count, len(kept), len(read.rejected), len(over_cap))
+        result.counts[name] = SourceCounts(count, len(kept), len(rejected), len(over_cap))
     if not result.records:
         raise UserError(
             f"{PARAMS}: ingest: no source holds a record ({', '.join(settings.sources)}); "
             "put a file into one of the folders under ingest.files, or name another source"
         )
     return result
+
+
+def has_record(name: str, source: FileSource, settings: IngestSettings) -> bool:
+    """Whether a local source has a record; its files are read up to the first. Raises UserError for a broken file."""
+    from components.data_sources.files import read_file
+    from components.data_sources.reading import Reading
+
+    reading = Reading(source.columns, settings.max_line_bytes, settings.max_file_bytes)
+    for listed in list_files(name, source).files:
+        for item in read_file(Path(listed.path), reading):
+            try:
+                _convert(name, item, source.columns, settings.max_characters)
+            except BadRecordError:
+                continue
+            return True
+    return False
+
+
+def without_example(name: str, source: Source) -> str:
+    """The error for a source with `target: true` that has no record."""
+    kind = "files" if isinstance(source, FileSource) else "datasets" if isinstance(source, DatasetSource) else None
+    place = f": {source.path}" if isinstance(source, FileSource) else ""
+    return (
+        f"{PARAMS}: ingest.{kind or 'docstrings'}.{name}{place}: no record in it; a source with target: true needs "
+        "at least one example of what the model is for (docs/data.md has the shapes)"
+    )
 
 
 def read_source(name: str, source: Source, manifests: Path, settings: IngestSettings) -> SourceRead:
@@ -220,6 +253,20 @@ def _check_rejected_share(name: str, rejected: list[Rejection], count: int, limi
     )
 
 
+def _split_repeated(records: list[Record], before: list[Record]) -> tuple[list[Record], list[Rejection]]:
+    """The records that are not among those `before`, each once, and a rejection for each of the others."""
+    kept, repeated = [], []
+    seen = {record.id for record in before}
+    for record in records:
+        if record.id in seen:
+            where, detail = record.meta["where"], "the same conversation as an earlier example"
+            repeated.append(Rejection(record.source, where, record.id, "repeated", detail, bad=False))
+        else:
+            seen.add(record.id)
+            kept.append(record)
+    return kept, repeated
+
+
 def _apply_cap(records: list[Record], cap: int | None) -> tuple[list[Record], list[Rejection]]:
     """At most `cap` of the records, in their order, and a rejection for each of the others.
 
@@ -247,15 +294,15 @@ def _remove_other_manifests(folder: Path, sources: Collection[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m components.ingest", description="Read every source into records.")
     parser.add_argument("--manifests", type=Path, required=True)
-    parser.add_argument("--records", type=Path, required=True)
-    parser.add_argument("--rejected", type=Path, required=True)
-    parser.add_argument("--metrics", type=Path, required=True)
+    for name in ("records", "targets", "rejected", "metrics"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
     with stage("ingest", hub=True) as running, statement_of(running.name):
         settings = load_settings().ingest
         result = ingest(settings, options.manifests)
         _remove_other_manifests(options.manifests, settings.files)
         write_records(options.records, result.records)
+        write_records(options.targets, result.targets)
         tables.write_rows(options.rejected, result.rejected, tables.REJECTED)
         write_json(options.metrics, result.summary().to_json())
         for name, counts in result.counts.items():

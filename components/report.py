@@ -67,6 +67,9 @@ class IterationRow:
     """On the holdout."""
     holdout_complexity: float
     """Mean complexity of the holdout."""
+    target_loss: float | None
+    """Nats per token; None without targets."""
+    target_half_width: float | None
     seconds: float | None
     """What its stages took when they last ran in this workspace; None when one of them never did."""
 
@@ -178,6 +181,7 @@ def _base_row(metrics: Path) -> IterationRow:
         holdout_half_width=_half_width(evaluated),
         perplexity=evaluated["perplexity"],
         holdout_complexity=evaluated["mean_complexity"],
+        **_target(evaluated),
         seconds=_seconds(["evaluate_base"]),
     )
 
@@ -195,8 +199,17 @@ def _iteration_row(key: str, metrics: Path, folder: Path) -> IterationRow:
         holdout_half_width=_half_width(evaluate),
         perplexity=evaluate["perplexity"],
         holdout_complexity=evaluate["mean_complexity"],
+        **_target(evaluate),
         seconds=_seconds(stage_name(name, key) for name in STAGES),
     )
+
+
+def _target(evaluated: Mapping[str, Any]) -> dict[str, float | None]:
+    """The two fields of IterationRow that are about targets."""
+    target = evaluated.get("target")
+    if target is None:
+        return {"target_loss": None, "target_half_width": None}
+    return {"target_loss": target["loss"], "target_half_width": _half_width(target)}
 
 
 def _half_width(evaluated: Mapping[str, Any]) -> float | None:

@@ -35,8 +35,11 @@ COLUMNS = {  # field of IterationRow: heading, format
     "training_loss": ("training\nloss", ".4f"),
     "holdout_loss": ("holdout\nloss", ".4f"),
     "perplexity": ("holdout\nperplexity", ".3f"),
+    "target_loss": ("target\nloss", ".4f"),
     "seconds": ("seconds", ".1f"),
 }
+ONLY_WHERE_KNOWN = ("target_loss",)  # columns that a run without any such figure does not have
+HALF_WIDTHS = {"holdout_loss": "holdout_half_width", "target_loss": "target_half_width"}
 
 
 def read_rows(settings: Settings) -> list[IterationRow]:
@@ -47,14 +50,17 @@ def read_rows(settings: Settings) -> list[IterationRow]:
 def summary_table(rows: Sequence[IterationRow]) -> Table:
     """The rows as a table for people; `-` for a figure that a row does not have, after `±` half of a 95 % interval."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    for heading, _ in COLUMNS.values():
+    known = {field for field in COLUMNS if any(getattr(row, field) is not None for row in rows)}
+    columns = {field: column for field, column in COLUMNS.items() if field in known or field not in ONLY_WHERE_KNOWN}
+    for heading, _ in columns.values():
         table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for row in rows:
-        cells = {field: _cell(getattr(row, field), form) for field, (_, form) in COLUMNS.items()}
+        cells = {field: _cell(getattr(row, field), form) for field, (_, form) in columns.items()}
         if row.iteration == 0:
             cells["iteration"] = "base"
-        if row.holdout_half_width is not None:
-            cells["holdout_loss"] += f" ± {row.holdout_half_width:.2f}"
+        for field, half_width in HALF_WIDTHS.items():
+            if field in cells and getattr(row, half_width) is not None:
+                cells[field] += f" ± {getattr(row, half_width):.2f}"
         table.add_row(*cells.values())
     return table
 

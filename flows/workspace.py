@@ -13,6 +13,7 @@ from components.core.params import read_params
 from components.core.paths import PARAMS, PIPELINE, SCRATCH
 from components.core.settings.pipeline import Settings
 from components.data_sources.file_manifest import check_source
+from components.ingest import has_record, without_example
 from components.provenance.pipeline import output_places, params_read
 from components.training.deepspeed import CONFIGS, check_precision
 
@@ -46,7 +47,13 @@ def claim_workspace() -> Iterator[None]:
 def check_workspace(settings: Settings) -> None:
     """Raises UserError, one line per mistake, for what would otherwise fail in the middle of a run."""
     _check_repository()
-    mistakes = [*_wrong_sources(settings), *_missing_models(settings), *_unknown_config(settings), *_missing_keys()]
+    mistakes = [
+        *_wrong_sources(settings),
+        *_empty_targets(settings),
+        *_missing_models(settings),
+        *_unknown_config(settings),
+        *_missing_keys(),
+    ]
     if mistakes:
         raise UserError(*mistakes)
     check_precision(settings.finetune.deepspeed, settings.finetune.dtype)
@@ -65,6 +72,13 @@ def _wrong_sources(settings: Settings) -> Iterator[str]:
     outputs = output_places()
     for name, source in settings.ingest.files.items():
         yield from check_source(name, source, outputs)
+
+
+def _empty_targets(settings: Settings) -> Iterator[str]:
+    """A target without an example; a dataset is read by `ingest` alone, which may have to ask the hub for it."""
+    for name, source in settings.ingest.files.items():
+        if source.target and not check_source(name, source, ()) and not has_record(name, source, settings.ingest):
+            yield without_example(name, source)
 
 
 def _missing_models(settings: Settings) -> Iterator[str]:

@@ -53,8 +53,8 @@ DUPLICATES = pa.schema(  # the records of data/raw.parquet that are neither in t
     [
         ("id", pa.string()),
         ("source", pa.string()),
-        ("kept_id", pa.string()),  # the record that is kept instead; null for kind over_cap
-        ("kind", pa.string()),  # same_record, same_response, near, near_holdout, over_cap, contaminated
+        ("kept_id", pa.string()),  # the record that is kept instead, or the target; null for kind over_cap
+        ("kind", pa.string()),  # same_record, same_response, near, near_holdout, like_target, ...: docs/data.md
         ("similarity", pa.float64()),  # Jaccard similarity of word n-grams; 1.0 for same_record and same_response
     ]
 )
@@ -95,7 +95,7 @@ SCORES = pa.schema(
 )
 
 
-EVALUATIONS = pa.schema(  # one row per record of the holdout
+EVALUATIONS = pa.schema(  # one row per record of the holdout, or of data/target.parquet
     [
         ("id", pa.string()),
         ("source", pa.string()),

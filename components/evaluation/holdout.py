@@ -1,4 +1,4 @@
-"""A model's metrics on the holdout: loss and perplexity of the reference responses, and their complexity.
+"""A model's metrics on the holdout, or on targets: loss and perplexity of the references, and their complexity.
 
     loss              mean over all response tokens of the holdout of -log p(y_t | x, y_<t)     nats per token
     perplexity        exp(loss)
@@ -29,6 +29,9 @@ from components.scoring.ifd import UNTIMED, explain_unscorable, score_records
 
 CONFIDENCE = 0.95  # of the intervals in metrics, two-sided
 DIGITS = 6
+
+NO_HOLDOUT = "data/holdout.parquet: no record of the holdout can be scored; see dedupe.holdout_share"
+NO_TARGET = "data/target.parquet: no example of the target can be scored; see score.max_length and score.template"
 
 Row = Mapping[str, Any]  # of tables.EVALUATIONS
 
@@ -101,11 +104,11 @@ def evaluation_table(holdout: Sequence[Record], scores: pa.Table) -> pa.Table:
     return named.append_column("source", sources).select(tables.EVALUATIONS.names).cast(tables.EVALUATIONS)
 
 
-def summarize(evaluations: pa.Table) -> HoldoutMetrics:
-    """The metrics of tables.EVALUATIONS. Raises UserError when no record of the holdout can be scored."""
+def summarize(evaluations: pa.Table, nothing: str = NO_HOLDOUT) -> HoldoutMetrics:
+    """The metrics of tables.EVALUATIONS. Raises UserError, with the text `nothing`, when no record can be scored."""
     rows = scorable_rows(evaluations)
     if not rows:
-        raise UserError("data/holdout.parquet: no record of the holdout can be scored; see dedupe.holdout_share")
+        raise UserError(nothing)
     loss = loss_interval(rows)
     complexity = weighted_interval([row["complexity"] for row in rows], [1.0] * len(rows))
     loss_low, loss_high = ends(loss)

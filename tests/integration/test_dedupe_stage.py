@@ -25,13 +25,15 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
         },
     )
     write_records(tmp_path / "raw.parquet", corpus)
+    write_records(tmp_path / "targets", [])
     tables.write(tmp_path / "texts", tables.BENCHMARK_TEXTS.empty_table(), tables.BENCHMARK_TEXTS)
     names = ("pool", "holdout", "duplicates", "noise", "candidates", "metrics")
+    inputs = ["--records", "raw.parquet", "--targets", "targets", "--texts", "texts"]
     written = []
     for seed in ("1", "2"):  # Python's own hash of texts differs between the two
         options = [option for name in names for option in (f"--{name}", f"{seed}/{name}")]
         ended = subprocess.run(
-            [sys.executable, "-m", "components.dedupe", "--records", "raw.parquet", "--texts", "texts", *options],
+            [sys.executable, "-m", "components.dedupe", *inputs, *options],
             cwd=tmp_path,
             env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(SOURCE)},
             capture_output=True,

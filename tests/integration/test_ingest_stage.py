@@ -43,7 +43,8 @@ def command(stage: str, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-INGEST = "--manifests m --records raw.parquet --rejected rejected.parquet --metrics metrics.json".split()  # noqa: SIM905
+INGEST = "--manifests m --records raw.parquet --targets t.parquet --rejected rejected.parquet --metrics metrics.json"
+INGEST = INGEST.split()
 
 
 def test_the_stages_write_tables_and_counts_and_do_not_import_torch(folder: Path) -> None:

@@ -42,6 +42,7 @@ def make_finished_pipeline(folder: Path, models: dict[str, Path]) -> Path:
     write_records(folder / "data/raw.parquet", RECORDS)
     write_records(folder / "data/pool.parquet", pool)
     write_records(folder / "data/holdout.parquet", holdout)
+    write_records(folder / "data/target.parquet", [])
     rejected = {"source": "texts", "where": "a.json row 1", "id": REJECTED, "reason": "too_long", "bad": True}
     rows = pa.Table.from_pylist([rejected | {"detail": "9 characters"}], schema=tables.REJECTED)
     tables.write(folder / "data/rejected.parquet", rows, tables.REJECTED)
@@ -94,6 +95,8 @@ def put_model(folder: Path, key: str, model: Path, *, loss: float) -> None:
     rows = [{"id": record.id, "source": record.source, **same} for record in holdout]
     evaluations = pa.Table.from_pylist(rows, schema=tables.EVALUATIONS)
     tables.write(folder / "data/evaluations" / f"{key}.parquet", evaluations, tables.EVALUATIONS)
+    none = tables.EVALUATIONS.empty_table()
+    tables.write(folder / "data/target_evaluations" / f"{key}.parquet", none, tables.EVALUATIONS)
     write_json(folder / "metrics/evaluate" / f"{key}.json", {"checkpoint": "0" * 64, **asdict(summarize(evaluations))})
 
 

@@ -239,3 +239,36 @@ def test_a_record_over_a_cap_does_not_count_as_a_duplicate() -> None:
     records = [record(text(rng), text(rng)) for _ in range(100)]
     result = run(records, max_records=2, max_holdout=1, max_removed_share=0.0)
     assert (len(result.pool), len(result.holdout), len(result.removed)) == (2, 1, 97)
+
+
+def test_the_pool_holds_nothing_like_a_target_and_the_holdout_stays(corpus: list[Record]) -> None:
+    rng = random.Random(3)
+    before = run(corpus)
+    near = next(one for one in before.pool if len(one.response.split()) == 40)
+    targets = [
+        record(before.pool[0].prompt, before.pool[0].response, "target"),
+        record("Another question.", f" {before.pool[1].response}\n", "target"),
+        record(near.prompt, changed(rng, near.response), "target"),
+        record(before.holdout[0].prompt, before.holdout[0].response, "target"),
+        record("Like nothing.", text(rng), "target"),
+    ]
+    settings = DedupeSettings(holdout_share=0.2, max_removed_share=1.0)
+    result = deduplicate(corpus, settings, WEIGHTS, targets)
+    assert result.holdout == before.holdout
+    aimed = shingles(targets)
+    for kept in result.pool:
+        assert kept.id not in ids(targets)
+        assert kept.response.strip() not in {target.response.strip() for target in targets}
+        assert all(jaccard(shingle(kept, 3), one) < 0.8 for one in aimed)
+    rows = [row for row in result.removed if row.kind == "like_target"]
+    by_id = {target.id: target for target in targets}
+    for row in rows:
+        removed, target = next(one for one in corpus if one.id == row.id), by_id[str(row.kept_id)]
+        same = removed.response.strip() == target.response.strip()
+        assert row.similarity == (1.0 if same else similarity(removed, target))
+    assert {before.pool[0].id, before.pool[1].id, near.id} <= {row.id for row in rows}
+    assert Counter(ids(result.pool) + ids(result.holdout) + [row.id for row in result.removed]) == Counter(ids(corpus))
+    # with same_response off a response that is repeated is no duplicate
+    apart = DedupeSettings(holdout_share=0.2, max_removed_share=1.0, same_response=False)
+    kept_ids = ids(deduplicate(corpus, apart, WEIGHTS, targets[1:2]).pool)
+    assert before.pool[1].id in kept_ids

@@ -12,7 +12,7 @@ from components.core.errors import UserError
 from components.core.settings.ingest import IngestSettings
 from components.data.records import Message, make_record
 from components.data_sources.file_manifest import list_files, write_manifest
-from components.ingest import Ingested, SourceCounts, ingest
+from components.ingest import Ingested, SourceCounts, has_record, ingest
 
 GOOD = [{"instruction": f"Say {number}.", "output": f"It is {number}."} for number in range(40)]
 
@@ -191,3 +191,25 @@ def test_a_saved_dataset_is_a_source(folder: Path) -> None:
     result = ingest(settings, folder)
     assert [record.response for record in result.records] == [row["output"] for row in GOOD]
     assert result.records[1].meta == {"where": "saved train row 2"}
+
+
+def test_examples_of_a_target_have_a_table_of_their_own_and_each_is_there_once() -> None:
+    target = {**write_lines("t.jsonl", [*GOOD[:2], {"question": "And?", "answer": "Yes."}, GOOD[0]]), "target": True}
+    result = run({"mine": write_lines("a.jsonl", GOOD), "aim": target})
+    assert [record.source for record in result.records] == ["mine"] * 40
+    assert [(record.source, record.response) for record in result.targets] == [
+        ("aim", "It is 0."),
+        ("aim", "It is 1."),
+        ("aim", "Yes."),
+    ]
+    assert [(row.where, row.reason, row.bad) for row in result.rejected] == [("t.jsonl line 4", "repeated", False)]
+    assert result.counts["aim"] == SourceCounts(read=4, kept=3, rejected=1, over_cap=0)
+
+
+def test_a_target_without_an_example_is_one_line_with_its_key() -> None:
+    empty = {**write_lines("t.jsonl", [{"instruction": "a", "output": " "}]), "target": True}
+    checked = IngestSettings.model_validate({"files": {"aim": empty, "mine": write_lines("a.jsonl", GOOD)}})
+    assert not has_record("aim", checked.files["aim"], checked)
+    assert has_record("mine", checked.files["mine"], checked)
+    with pytest.raises(UserError, match=r"^params.yaml: ingest.files.aim: t.jsonl: no record in it; a source with"):
+        run({"mine": {"path": "a.jsonl"}, "aim": empty}, max_rejected_share=1.0)

@@ -41,6 +41,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("select.ratio=[", "--set select.ratio=[: '[' is not a YAML value"),
         ("base_model.path=nowhere", "params.yaml: base_model.path: nowhere: no such file or folder"),
         ("ingest.files.incoming.path=no.json", "params.yaml: ingest.files.incoming.path: no.json: no such file"),
+        (
+            "ingest.files.aim={path: data/incoming, target: true}",
+            "params.yaml: ingest.files.aim: data/incoming: no record in it; a source with target: true needs at least",
+        ),
+        ("ingest.files.aim={path: t.jsonl, target: true}", "params.yaml: ingest.files.aim.path: t.jsonl: no such file"),
         ("finetune.deepspeed=zero9", "params.yaml: finetune.deepspeed: no conf/deepspeed/zero9.json; there are: zero0"),
     ],
 )

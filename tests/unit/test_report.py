@@ -12,7 +12,7 @@ from rich.console import Console
 
 from components import report
 from components.core.errors import UserError
-from components.core.files import write_csv, write_json
+from components.core.files import read_json, write_csv, write_json
 from components.core.params import load_settings
 from components.core.paths import seconds_file
 from components.data import tables
@@ -143,6 +143,23 @@ def test_the_holdout_loss_is_shown_with_half_of_its_interval_in_the_columns_of_t
     with console.capture() as captured:  # one record has no interval
         console.print(summary_table([replace(rows()[0], holdout_half_width=None)]))
     assert "±" not in captured.get()
+
+
+def test_the_target_loss_is_a_column_of_the_summary_where_there_is_one() -> None:
+    def printed() -> str:
+        console = Console(width=WIDTH)
+        with console.capture() as capture:
+            console.print(summary_table(rows()))
+        return capture.get()
+
+    assert "target" not in printed()
+    for key in ("base", "1", "2"):
+        path = METRICS / f"evaluate/{key}.json"
+        target = {"loss": 1.5, "loss_low": 1.25, "loss_high": 1.75}
+        write_json(path, {**read_json(path), "target": target})
+    shown = printed()
+    assert shown.count("1.5000 ± 0.25") == 3
+    assert all(len(line) <= WIDTH for line in shown.splitlines())
 
 
 def test_missing_metrics_are_reported_by_file() -> None:

@@ -16,6 +16,8 @@ class Limits(Block):
     """Maximum number of records of this source; above it, a sample by content id is kept."""
     weight: float = Field(default=1.0, gt=0)
     """Relative share of the pool, where dedupe.max_records limits it."""
+    target: bool = False
+    """Its records are examples of what the model is for: never trained on, but measured on: docs/data.md."""
 
 
 class Columns(Block):
@@ -82,9 +84,16 @@ class IngestSettings(Block):
             raise ValueError(f"source name {twice[0]!r} is used twice; source names must be unique")
         if not names:
             raise ValueError("no source; name at least one under docstrings, files or datasets")
+        if len(self.targets) == len(names):
+            raise ValueError("every source has target: true, and none is left to train on; name another source")
         return self
 
     @property
     def sources(self) -> dict[str, Source]:
         """All sources by name, in the order in which they are read."""
         return {**self.docstrings, **self.datasets, **self.files}
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the sources with `target: true`."""
+        return [name for name, source in self.sources.items() if source.target]

@@ -15,6 +15,7 @@ KINDS = {  # of data/duplicates.parquet, in words
     "same_response": "same response",
     "near": "near copy",
     "near_holdout": "near copy of holdout",
+    "like_target": "like an example of the target",
     "over_cap": "over a cap",
 }
 

@@ -8,7 +8,15 @@ from components.data import tables
 from components.evaluation.holdout import HoldoutMetrics
 from components.pages import charts
 from components.pages.parts import Column, Figure, Figures, Key, Part, Table, Text, Verdict
-from components.pages.run.workspace import EVALUATIONS, Run, chosen_iteration, numbered, read_holdout, read_series
+from components.pages.run.workspace import (
+    EVALUATIONS,
+    Run,
+    chosen_iteration,
+    numbered,
+    read_holdout,
+    read_series,
+    read_target,
+)
 from components.promotion.gate import TESTED, Decision, Difference, compare, pair_records
 
 TITLES = {"loss": "Loss on the holdout", "mean_complexity": "Mean complexity of the holdout"}
@@ -119,6 +127,9 @@ def holdout(run: Run) -> Iterator[Part]:
         data="metrics/evaluate/*.json",
     )
     yield _holdout_table(metrics)
+    targets = {number: target for number, key in numbered(run) if (target := read_target(key))}
+    if targets:
+        yield _target_figures(targets)
     sources = _largest_sources(metrics)
     if len(sources) > 1:
         yield Figures(
@@ -129,6 +140,18 @@ def holdout(run: Run) -> Iterator[Part]:
             data="plots/holdout_sources.csv",
             narrow=True,
         )
+
+
+def _target_figures(metrics: Mapping[int, HoldoutMetrics]) -> Figures:
+    points = [charts.Point(number, one.loss, one.loss_low, one.loss_high) for number, one in metrics.items()]
+    count = max(one.records for one in metrics.values())
+    return Figures(
+        [Figure("Loss on the target", "nats per token, lower is better", charts.line(points, "iteration"))],
+        legend=_LINE_LEGEND,
+        caption=f"The same loss on {count:,} example{'s' if count != 1 else ''} of what the model is for, which "
+        "nothing was trained on.",
+        data="metrics/evaluate/*.json, target",
+    )
 
 
 _LINE_LEGEND = [Key("c1", "dot", "mean"), Key("c1", "line", "95 % interval")]

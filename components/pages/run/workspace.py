@@ -50,7 +50,17 @@ def numbered(run: Run) -> Iterator[tuple[int, str]]:
 def read_holdout(key: str) -> HoldoutMetrics:
     """The metrics of a checkpoint. Raises UserError when the file is missing, or of an older version."""
     path = METRICS / "evaluate" / f"{key}.json"
-    values = read_json(path)
+    return _metrics_in(path, read_json(path))
+
+
+def read_target(key: str) -> HoldoutMetrics | None:
+    """The metrics of a checkpoint on the targets; None without any. Raises UserError as read_holdout does."""
+    path = METRICS / "evaluate" / f"{key}.json"
+    target = read_json(path).get("target")
+    return _metrics_in(path, target) if target else None
+
+
+def _metrics_in(path: Path, values: Mapping[str, Any]) -> HoldoutMetrics:
     try:
         sources = {name: SourceMetrics(**figures) for name, figures in values["sources"].items()}
         named = {field.name: values[field.name] for field in fields(HoldoutMetrics)}

@@ -5,8 +5,8 @@ runs again whenever the checkpoint changes, and looks up itself whether a versio
 registered twice; going back to an earlier checkpoint moves the alias back.
 
 In a flow, ITERIT_PIPELINE_RUN names the MLflow run to complete; without it (`dvc repro`) the stage starts a run and
-records every stage in it. metrics/register.json holds what is the same wherever the pipeline runs; the version and the
-MLflow run are in .iterit/registered.json.
+records every stage in it. metrics/register.json holds the checkpoint and the gate's decision with its figures, whatever
+the registry's numbers; the version and the MLflow run are in .iterit/registered.json.
 
     python -m components.register --models models --metrics metrics --holdout data/holdout.parquet
         --evaluations data/evaluations --result metrics/register.json
@@ -60,7 +60,7 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDescription:
-    """What metrics/register.json holds."""
+    """What metrics/register.json holds beside the gate's decision."""
 
     model: str
     alias: str
@@ -121,7 +121,8 @@ def complete_run(places: Places, settings: Settings, arithmetic: AbstractContext
     registered = None
     if EXPERIMENT not in os.environ:
         registered = register_and_decide(run, described, places, settings, arithmetic)
-    write_json(places.result, asdict(described))
+    decided = registered.gate.result if registered else None  # an experiment does not come to the gate
+    write_json(places.result, {**asdict(described), "gate": decided})
     entry, seconds = make_entry(BLOCKS, places.result), time.monotonic() - started  # DVC notes them down after this
     stages.record_stage(run, "register", entry, outcome=stages.RAN, seconds=seconds)
     if not flow_run:

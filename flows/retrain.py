@@ -32,7 +32,8 @@ from components.core.settings.pipeline import Settings
 from components.tracking.runs import RUN_VARIABLE
 from flows.interrupted import RunningNote, end_interrupted_run, note_run, remove_note
 from flows.page import PAGE, publish_page
-from flows.recording import recording
+from flows.recording import Logger, recording
+from flows.resolution import say_what_the_holdout_can_show
 from flows.seal import seal
 from flows.summary import read_rows
 from flows.task import StageError, dvc_worker, run_stage
@@ -90,7 +91,7 @@ def _retrain(settings: Settings, unfinished: tuple[str, ...]) -> State[str]:
                 if stage != "register":  # it records itself
                     records.record(stage)
 
-            _run_stages(settings, run)
+            _run_stages(settings, run, logger)
             records.wait()  # `register` writes to the same MLflow run
             run("register")
             seal(settings.seal, flow_run.id, logger)
@@ -98,7 +99,7 @@ def _retrain(settings: Settings, unfinished: tuple[str, ...]) -> State[str]:
     return Completed(name="Retrained", data="retrained")
 
 
-def _run_stages(settings: Settings, run: Callable[[str], None]) -> None:
+def _run_stages(settings: Settings, run: Callable[[str], None], logger: Logger) -> None:
     """Run every stage before `register`: the data, then the iterations of the method, then the report."""
     run("benchmark_data")  # a task whose data cannot be had ends the run here
     run("base_model")
@@ -106,6 +107,7 @@ def _run_stages(settings: Settings, run: Callable[[str], None]) -> None:
         run(f"manifest@{source}")
     run("ingest")
     run("dedupe")
+    foreseen = say_what_the_holdout_can_show(settings, logger)
     run("evaluate_base")
     if "base" in settings.benchmark.checkpoints:
         run("benchmark@base")
@@ -116,6 +118,7 @@ def _run_stages(settings: Settings, run: Callable[[str], None]) -> None:
         run(f"evaluate@{iteration}")
         if iteration in settings.benchmark.checkpoints:
             run(f"benchmark@{iteration}")
+        foreseen = foreseen or say_what_the_holdout_can_show(settings, logger)
         _show_iterations(settings, iteration)
     run("contamination")
     run("report")

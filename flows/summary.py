@@ -22,6 +22,7 @@ from components.report import IterationRow, iteration_rows
 from components.tracking.client import LOCAL_PAGE as MLFLOW_PAGE
 from components.tracking.registry import version_of_checkpoint
 from flows.page import PAGE
+from flows.resolution import too_small_after_all
 
 PREFECT_PAGE = "http://127.0.0.1:4200"  # where `prefect server` listens by default
 
@@ -102,6 +103,7 @@ def _describe_registered(settings: Settings) -> list[str]:
             f"registered   {registered.model} version {registered.version}: {reference}",
             f"gate         {registered.gate.verdict}",
             *([f"             {registered.gate.resolution}"] if registered.gate.resolution else []),
+            *([f"             {too_small}"] if (too_small := too_small_after_all(settings, registered.gate)) else []),
         ]
     try:
         version = version_of_checkpoint(described.model, described.checkpoint)

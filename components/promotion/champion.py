@@ -23,7 +23,16 @@ from components.data import tables
 from components.promotion.gate import Decision, decide, metrics_of
 from components.provenance.digests import file_digest
 from components.tracking import registry
-from components.tracking.registry import CHALLENGER, CHAMPION, HOLDOUT_DIGEST, PREVIOUS_CHAMPION, READ_AS
+from components.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    HOLDOUT_DIGEST,
+    PREVIOUS_CHAMPION,
+    READ_AS,
+    AliasedVersion,
+)
+
+GATE = "iterit.gate"  # tag of a version: the decision about it, as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ def pass_gate(
     """
     decision = _decide(candidate, holdout, settings, arithmetic)
     registry.set_alias(candidate.model, CHALLENGER, candidate.version)
-    registry.tag_version(candidate.model, candidate.version, {"iterit.gate": json.dumps(asdict(decision))})
+    registry.tag_version(candidate.model, candidate.version, {GATE: json.dumps(asdict(decision))})
     if decision.promoted:
         registry.promote(candidate.model, candidate.version, "gate")
     return decision
@@ -59,8 +68,7 @@ def _decide(
     if champion is None:
         return decide(candidate.evaluations, None, settings.gate)
     if champion.number == candidate.version:
-        metrics = metrics_of(candidate.evaluations, settings.gate)
-        return Decision(True, "is the champion already", metrics, None, candidate.version, False)
+        return _decide_again(candidate, champion, settings)
     reigning = None
     if champion.tags.get(HOLDOUT_DIGEST) == file_digest(holdout) and champion.tags.get(READ_AS) == read_as(settings):
         reigning = logged_evaluations(candidate, champion.number)
@@ -74,6 +82,15 @@ def _decide(
         champion_version=champion.number,
         evaluated_again=evaluated_again,
     )
+
+
+def _decide_again(candidate: Candidate, champion: AliasedVersion, settings: Settings) -> Decision:
+    """That the version stays the champion, with the figures by which the gate once promoted it."""
+    metrics = metrics_of(candidate.evaluations, settings.gate)
+    earlier = Decision.from_json(json.loads(champion.tags[GATE])) if GATE in champion.tags else None
+    figures = earlier.differences if earlier and earlier.promoted else {}
+    compared = earlier.champion_version if earlier and figures else candidate.version
+    return Decision(True, "is the champion already", metrics, None, compared, False, figures)
 
 
 def read_as(settings: Settings) -> str:

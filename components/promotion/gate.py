@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -42,6 +42,8 @@ class Difference:
     margin: float
     detectable: float | None
     """The smallest true difference that passes in 80 % of all cases, at this number of records and this spread."""
+    standard_error: float | None = None
+    """Of `difference`; None for a single record, and in what an older version wrote."""
 
     @property
     def passes(self) -> bool:
@@ -95,11 +97,20 @@ class Decision:
                 return f"{difference.records} records can show a difference of {least} or more"
         return None
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """What metrics/register.json holds of it: no version's number, which another registry would count otherwise."""
+        return {"promoted": self.promoted, "differences": {name: asdict(one) for name, one in self.differences.items()}}
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Decision:
         """The decision from the JSON object of its fields."""
-        differences = {name: Difference(**value) for name, value in values.get("differences", {}).items()}
-        return cls(**{**values, "differences": differences})
+        return cls(**{**values, "differences": cls.differences_from_json(values.get("differences", {}))})
+
+    @staticmethod
+    def differences_from_json(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Difference]:
+        """The differences from the JSON objects of their fields."""
+        return {name: Difference(**value) for name, value in values.items()}
 
 
 def decide(
@@ -160,6 +171,7 @@ def compare(pairs: Sequence[tuple[Row, Row]], name: str, settings: GateSettings)
         confidence=settings.confidence,
         margin=settings.margin,
         detectable=_detectable(interval, settings),
+        standard_error=_finite(interval.standard_error),
     )
 
 

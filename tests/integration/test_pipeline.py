@@ -84,6 +84,13 @@ def test_a_run_ends_with_a_table_and_where_the_results_are(finished_run: Finishe
     assert abs(total - arithmetic - rest) <= 1  # each is rounded
 
 
+def test_what_the_holdout_can_show_is_said_as_soon_as_two_models_are_evaluated(finished_run: FinishedRun) -> None:
+    before, said, after = re.split(r"gate: (6 holdout records can show .*)\n", finished_run.printed)
+    assert said.endswith("by the spread of iteration 1 against the base model")
+    assert "score@2" in after
+    assert "score@2" not in before
+
+
 def test_a_first_run_prints_no_warning_that_a_user_cannot_act_on(finished_run: FinishedRun) -> None:
     for noise in ("Traceback", "WARNING", "Warning", "warning", "ERROR", "locked"):
         assert noise not in finished_run.printed

@@ -189,6 +189,9 @@ def gate_decision() -> dict[str, Any]:
     return decision
 
 
+BETTER = dict.fromkeys(("difference", "lower_bound", "interval_low", "interval_high"), 0.5)
+
+
 def test_only_a_model_that_beats_the_champion_replaces_it(project: Path, tmp_path: Path) -> None:
     assert retrained(project, tmp_path, 11, 2.0) == "gate: champion: there was no champion"
     worse = retrained(project, tmp_path, 12, 2.5)
@@ -200,8 +203,13 @@ def test_only_a_model_that_beats_the_champion_replaces_it(project: Path, tmp_pat
     tags = client.client().get_model_version("iterit", "2").tags
     assert json.loads(tags["iterit.gate"])["champion"] == {"loss": 2.0}
     difference = {"difference": -0.5, "lower_bound": -0.5, "interval_low": -0.5, "interval_high": -0.5, "records": 2}
-    difference |= {"confidence": 0.95, "margin": 0.0, "detectable": 0.0}
+    difference |= {"confidence": 0.95, "margin": 0.0, "detectable": 0.0, "standard_error": 0.0}
     assert json.loads(tags["iterit.gate"])["differences"] == {"loss": difference}
+    decided = json.loads(Path("metrics/register.json").read_text())["gate"]
+    assert decided == {"promoted": True, "differences": {"loss": {**difference, **BETTER}}}
+    # the champion comes to the gate again: the figures that made it the champion stay
+    assert register(project).stdout.splitlines()[1] == "gate: champion: is the champion already"
+    assert json.loads(Path("metrics/register.json").read_text())["gate"] == decided
     edit_params(project, {"gate": {"margin": 0.5}})
     assert "2 records, margin 0.5; champion: version 3" in retrained(project, tmp_path, 14, 1.1)
 

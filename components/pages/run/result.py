@@ -10,6 +10,7 @@ from components.pages import charts
 from components.pages.parts import Column, Figure, Figures, Key, Part, Table, Text, Verdict
 from components.pages.run.workspace import (
     EVALUATIONS,
+    METRICS,
     Run,
     chosen_iteration,
     numbered,
@@ -18,6 +19,7 @@ from components.pages.run.workspace import (
     read_target,
 )
 from components.promotion.gate import TESTED, Decision, Difference, compare, pair_records
+from components.promotion.resolution import foresee
 
 TITLES = {"loss": "Loss on the holdout", "mean_complexity": "Mean complexity of the holdout"}
 UNITS = {"loss": "nats per token", "mean_complexity": "complexity"}
@@ -65,6 +67,9 @@ def comparison(run: Run) -> Iterator[Part]:
         + ("" if gate else " There is no interval of the gate: it compared nothing."),
         data="data/evaluations/*.parquet",
     )
+    foreseen = foresee(run.settings.gate, run.iterations, METRICS, EVALUATIONS)
+    if foreseen and foreseen.is_too_small:
+        yield Text(f"The holdout is too small: {foreseen}.")
 
 
 def against_base(run: Run, chosen: str, name: str) -> Difference:

@@ -5,8 +5,10 @@ far as gate.metrics names them, the challenger passes when
 
     lower bound of (champion - challenger) > gate.margin
 
-The bound is one-sided at gate.confidence, over paired records (components/evaluation/statistics.py). Perplexity is
-exp(loss), so its test is that of the loss.
+The bound is one-sided, over paired records (components/evaluation/statistics.py). Its confidence is gate.confidence for
+a single retraining, and 1 - (1 - gate.confidence) / gate.horizon where there are more to come: by Bonferroni's
+inequality at least one false promotion among them has at most the probability 1 - gate.confidence, whatever the tests
+have in common. Perplexity is exp(loss), so its test is that of the loss.
 """
 
 from __future__ import annotations
@@ -164,11 +166,11 @@ def compare(pairs: Sequence[tuple[Row, Row]], name: str, settings: GateSettings)
     low, high = ends(interval)
     return Difference(
         difference=round(interval.mean, DIGITS),
-        lower_bound=_finite(interval.lower_bound(settings.confidence)),
+        lower_bound=_finite(interval.lower_bound(settings.confidence_of_each)),
         interval_low=low,
         interval_high=high,
         records=interval.records,
-        confidence=settings.confidence,
+        confidence=round(settings.confidence_of_each, DIGITS),
         margin=settings.margin,
         detectable=_detectable(interval, settings),
         standard_error=_finite(interval.standard_error),
@@ -192,7 +194,7 @@ def _values_and_weights(rows: Sequence[Row], name: str) -> tuple[list[float], li
 
 
 def _detectable(interval: Interval, settings: GateSettings) -> float | None:
-    return _finite(settings.margin + detectable_difference(interval, settings.confidence))
+    return _finite(settings.margin + detectable_difference(interval, settings.confidence_of_each))
 
 
 def _finite(value: float) -> float | None:
@@ -206,4 +208,5 @@ def _describe(differences: Mapping[str, Difference], settings: GateSettings) -> 
     )
     count = next(iter(differences.values())).records
     margin = f", margin {settings.margin:g}" if settings.margin else ""
-    return f"{figures}, {count} record{'s' if count != 1 else ''}{margin}"
+    horizon = f", one of {settings.horizon} retrainings" if settings.horizon > 1 else ""
+    return f"{figures}, {count} record{'s' if count != 1 else ''}{margin}{horizon}"

@@ -4,7 +4,7 @@ The standard error of a paired difference falls with the root of the number of r
 with standard error s, over N records of the same kind
 
     s(N) = s sqrt(M / N)
-    d(N) = (t(confidence, N - 1) + t(0.8, N - 1)) s(N)
+    d(N) = (t(c, N - 1) + t(0.8, N - 1)) s(N)        c: gate.confidence, or its share by gate.horizon
 
 and a challenger passes the gate in 80 % of all cases when it is better by gate.margin + d(N). N records can show the
 margin when d(N) <= gate.margin. It is the sample size of a paired t test (Chow, Shao and Wang, Sample Size Calculations
@@ -82,8 +82,8 @@ def foresee(settings: GateSettings, iterations: Sequence[str], metrics: Path, ev
 
 def resolution(tested: str, spread: Interval, records: int, settings: GateSettings, basis: str) -> Resolution:
     """What so many records can show where two models differ as in `spread`."""
-    least = settings.margin + _detectable(spread, records, settings.confidence)
-    enough = records_to_show(settings.margin, spread, settings.confidence) if settings.margin else None
+    least = settings.margin + _detectable(spread, records, settings.confidence_of_each)
+    enough = records_to_show(settings.margin, spread, settings.confidence_of_each) if settings.margin else None
     return Resolution(tested, records, settings.margin, least, enough, basis)
 
 

@@ -203,26 +203,56 @@ def test_a_better_model_is_promoted_as_often_as_the_documents_say(
     assert least <= power <= most
 
 
-def promotions_in_a_year(seed: int, confidence: float) -> int:
-    """Of 52 retrainings of equal models, each compared with the champion of then on the same 24 records."""
+def promotions(looks: int, settings: GateSettings, seed: int, *, new_holdouts: bool) -> int:
+    """Of so many retrainings of equal models, each compared with the champion of then on 24 records."""
     random = np.random.default_rng(seed)
     tokens, common = holdout_of(random, 24)
-    champion, promotions = retrained(random, common), 0
-    for _ in range(52):
+    champion, count = retrained(random, common), 0
+    for _ in range(looks):
+        if new_holdouts:  # on which the champion is evaluated again
+            tokens, common = holdout_of(random, 24)
+            champion = retrained(random, common)
         challenger = retrained(random, common)
-        if difference_interval((champion, tokens), (challenger, tokens)).lower_bound(confidence) > 0:
-            champion, promotions = challenger, promotions + 1
-    return promotions
+        difference = difference_interval((champion, tokens), (challenger, tokens))
+        if difference.lower_bound(settings.confidence_of_each) > 0:
+            champion, count = challenger, count + 1
+    return count
 
 
-@pytest.mark.parametrize(("confidence", "least", "most"), [(0.95, 0.4, 0.6), (0.999, 0.0, 0.05)])
-def test_a_weekly_schedule_promotes_by_chance_as_often_as_the_documents_say(
-    confidence: float, least: float, most: float
+@pytest.mark.parametrize(
+    ("looks", "horizon", "new_holdouts", "least", "most"),
+    [
+        (10, 1, False, 0.18, 0.32),
+        (52, 1, False, 0.4, 0.6),
+        (10, 10, False, 0.0, 0.05),
+        (52, 52, False, 0.0, 0.05),
+        (10, 1, True, 0.25, 0.5),
+        (52, 1, True, 0.85, 1.0),
+        (10, 10, True, 0.0, 0.08),
+        (52, 52, True, 0.0, 0.08),
+    ],
+)
+def test_a_schedule_promotes_by_chance_as_often_as_the_documents_say(
+    looks: int, horizon: int, new_holdouts: bool, least: float, most: float
 ) -> None:
-    years = [promotions_in_a_year(seed, confidence) for seed in range(200)]
+    settings = gate(horizon=horizon)
+    years = [promotions(looks, settings, seed, new_holdouts=new_holdouts) for seed in range(200)]
     share = sum(count > 0 for count in years) / len(years)
-    print(f"{confidence}: {share:.3f} of the years with a promotion, {sum(years) / len(years):.3f} a year")
+    print(f"{looks} looks, horizon {horizon}, new holdouts {new_holdouts}: {share:.3f}, {sum(years) / len(years):.3f}")
     assert least <= share <= most
+
+
+def test_a_horizon_spends_the_error_over_the_retrainings_and_is_named() -> None:
+    assert gate(confidence=0.9, horizon=1).confidence_of_each == 0.9
+    assert gate(confidence=0.9, horizon=50).confidence_of_each == pytest.approx(0.998)
+    challenger = less(0.5, 0.2, 0.6, 0.3)
+    one, year = decision_on(challenger), decision_on(challenger, horizon=52)
+    assert one.promoted
+    assert not year.promoted
+    assert year.verdict.endswith(", 4 records, one of 52 retrainings; champion: version 1")
+    assert year.differences["loss"].confidence == 0.999038
+    bound = stats.ttest_1samp([0.5, 0.2, 0.6, 0.3], 0, alternative="greater").confidence_interval(1 - 0.05 / 52).low
+    assert year.differences["loss"].lower_bound == pytest.approx(bound, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Stages `evaluate_base` and `evaluate@N`: a model's losses on the holdout, record by record, and sample responses.
 
 The metrics are means over the records, with 95 % intervals. Samples are generated for the first holdout
-records by id, the same ones in every iteration. Examples of what the model is for (data/target.parquet, empty without a
+records by id, the same ones in every iteration; with evaluate.rouge answers are, too, and compared with the references
+(components/evaluation/rouge.py). Examples of what the model is for (data/target.parquet, empty without a
 source with target: true) are measured like the holdout, in a table and under a key of their own.
 
     python -m components.evaluate --iteration base --holdout data/holdout.parquet --targets data/target.parquet
@@ -21,6 +22,7 @@ import pyarrow as pa
 
 from components.core.files import write_json
 from components.core.params import load_settings
+from components.core.progress import progress
 from components.core.settings.pipeline import Settings
 from components.core.stage import stage
 from components.data import tables
@@ -40,6 +42,8 @@ class Evaluated:
     """tables.EVALUATIONS"""
     targets: pa.Table
     """tables.EVALUATIONS"""
+    answers: pa.Table
+    """tables.ANSWERS"""
     samples: list[Sample]
 
 
@@ -67,7 +71,25 @@ def evaluate(
             max_length=settings.score.max_length,
             sample_tokens=settings.evaluate.sample_tokens,
         )
-    return Evaluated(evaluations, of_targets, samples)
+    return Evaluated(evaluations, of_targets, answer(folder, model, tokenizer, holdout, settings, arithmetic), samples)
+
+
+def answer(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    holdout: Sequence[Record],
+    settings: Settings,
+    arithmetic: AbstractContextManager[object],
+) -> pa.Table:
+    """tables.ANSWERS of the first evaluate.rouge records of the holdout; by default there are none."""
+    if not settings.evaluate.rouge:
+        return tables.ANSWERS.empty_table()
+    from components.evaluation.rouge import answer_records, first_records
+
+    records = first_records(holdout, settings.evaluate.rouge)
+    with progress(total=len(records), unit="answers", what=f"answer {folder}") as advance, arithmetic:
+        return answer_records(records, model, tokenizer, settings.score, settings.evaluate, advance)
 
 
 def metrics_of(evaluated: Evaluated) -> dict[str, Any]:
@@ -78,6 +100,10 @@ def metrics_of(evaluated: Evaluated) -> dict[str, Any]:
     metrics = asdict(summarize(evaluated.holdout))
     if evaluated.targets.num_rows:
         metrics["target"] = asdict(summarize(evaluated.targets, NO_TARGET))
+    if evaluated.answers.num_rows:
+        from components.evaluation.rouge import summarize_answers
+
+        metrics["rouge"] = asdict(summarize_answers(evaluated.answers))
     return metrics
 
 
@@ -89,6 +115,8 @@ def describe(folder: Path, metrics: Mapping[str, Any]) -> Iterator[str]:
     )
     if target := metrics.get("target"):
         yield f"evaluate {folder}: {target['records']} examples of the target, loss {target['loss']}"
+    if rouge := metrics.get("rouge"):
+        yield f"evaluate {folder}: {rouge['records']} answers, ROUGE-L {rouge['rouge_l']}"
 
 
 def main() -> None:
@@ -96,7 +124,7 @@ def main() -> None:
         prog="python -m components.evaluate", description="Evaluate a model on the holdout."
     )
     parser.add_argument("--iteration", required=True, help="base, or the iteration that made the model")
-    for name in ("holdout", "targets", "model", "evaluations", "target-evaluations", "samples", "metrics"):
+    for name in ("holdout", "targets", "model", "evaluations", "target-evaluations", "answers", "samples", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
     name, key = ("evaluate_base", None) if options.iteration == "base" else ("evaluate", options.iteration)
@@ -107,6 +135,7 @@ def main() -> None:
         metrics = metrics_of(evaluated)
         tables.write(options.evaluations, evaluated.holdout, tables.EVALUATIONS)
         tables.write(options.target_evaluations, evaluated.targets, tables.EVALUATIONS)
+        tables.write(options.answers, evaluated.answers, tables.ANSWERS)
         write_json(options.samples, {"checkpoint": digest, "samples": [asdict(sample) for sample in evaluated.samples]})
         write_json(options.metrics, {"checkpoint": digest, **metrics})
         print(*describe(options.model, metrics), sep="\n")

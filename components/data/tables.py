@@ -107,6 +107,16 @@ EVALUATIONS = pa.schema(  # one row per record of the holdout, or of data/target
 )
 
 
+ANSWERS = pa.schema(  # one row per record of the holdout that is answered (evaluate.rouge)
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("answer", pa.string()),  # generated greedily; null where the chat template refuses the prompt
+        ("rouge_l", pa.float64()),  # from 0 to 1; null where the reference has no word
+    ]
+)
+
+
 BENCHMARK_TEXTS = pa.schema(  # one row per document of a benchmark's tasks
     [
         ("task", pa.string()),

@@ -39,6 +39,8 @@ def test_the_stage_writes_metrics_and_samples_and_names_the_checkpoint(small_mod
         "targets.parquet",
         "--target-evaluations",
         "target_evaluations.parquet",
+        "--answers",
+        "answers.parquet",
         "--samples",
         "samples.json",
         "--metrics",

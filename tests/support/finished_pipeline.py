@@ -97,6 +97,7 @@ def put_model(folder: Path, key: str, model: Path, *, loss: float) -> None:
     tables.write(folder / "data/evaluations" / f"{key}.parquet", evaluations, tables.EVALUATIONS)
     none = tables.EVALUATIONS.empty_table()
     tables.write(folder / "data/target_evaluations" / f"{key}.parquet", none, tables.EVALUATIONS)
+    tables.write(folder / "data/answers" / f"{key}.parquet", tables.ANSWERS.empty_table(), tables.ANSWERS)
     write_json(folder / "metrics/evaluate" / f"{key}.json", {"checkpoint": "0" * 64, **asdict(summarize(evaluations))})
 
 

@@ -13,10 +13,12 @@ import torch
 from scipy import stats
 
 from components.core.errors import UserError
+from components.core.settings.evaluate import EvaluateSettings
 from components.core.settings.score import ScoreSettings
 from components.data import tables
 from components.data.records import Record
 from components.evaluation.holdout import evaluate_records, evaluation_table, summarize
+from components.evaluation.rouge import answer_records, first_records, rouge_l, summarize_answers
 from components.evaluation.samples import generate_samples
 from components.model.chat import encode_conditional, encode_prompts
 from components.model.load import load_model
@@ -133,3 +135,39 @@ def test_samples_are_greedy_and_independent_of_the_others_in_the_batch(loaded: t
 
 def test_without_records_no_sample_is_generated(loaded: tuple[Any, Any]) -> None:
     assert generate_samples([], *loaded, system=SYSTEM, max_length=512, sample_tokens=12) == []
+
+
+def test_rouge_l_is_that_of_its_definition() -> None:
+    # "the cat sat on the mat" and "the mat sat": the longest common subsequence is "the ... mat" or "the sat"
+    precision, recall = 2 / 3, 2 / 6
+    expected = 2 * precision * recall / (precision + recall)
+    values = rouge_l(["The cat sat on the mat.", "One", "Jumping", "Да."], ["the mat sat", "two", "jumps", "Да."])
+    assert values[:3] == [pytest.approx(expected), 0.0, 1.0]  # stemmed: jump
+    assert values[3] is None, "a script without the letters a to z has no words for it"
+    assert rouge_l(["One"], [None]) == [None]
+
+
+def test_answers_are_greedy_in_any_batch_and_have_rouge_l_with_its_interval(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, settings = ScoreSettings(system=SYSTEM), EvaluateSettings(rouge=3, rouge_tokens=8)
+    first = first_records(HOLDOUT[:3], settings.rouge)
+    assert [record.id for record in first] == sorted(record.id for record in HOLDOUT[:3])
+    answers = answer_records(first, *loaded, score, settings)
+    assert answers.schema == tables.ANSWERS
+    samples = [generate_samples([one], *loaded, system=SYSTEM, max_length=512, sample_tokens=8)[0] for one in first]
+    assert answers["answer"].to_pylist() == [sample.generated for sample in samples]
+    expected = rouge_l([record.response for record in first], [sample.generated for sample in samples])
+    assert answers["rouge_l"].to_pylist() == expected
+    monkeypatch.setattr("components.evaluation.rouge.AT_ONCE", 1)
+    assert answer_records(first, *loaded, score, settings) == answers
+    values = [0.2, 0.4, 0.9]
+    columns = {"id": list("abcd"), "source": ["s"] * 4, "answer": ["x"] * 4, "rouge_l": [*values, None]}
+    metrics = summarize_answers(pa.table(columns, schema=tables.ANSWERS))
+    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (metrics.records, metrics.unscorable, metrics.rouge_l) == (4, 1, 0.5)
+    assert metrics.rouge_l_low == pytest.approx(interval.low, abs=1e-6)
+    assert metrics.rouge_l_high == pytest.approx(interval.high, abs=1e-6)
+    columns["rouge_l"] = [None] * 4
+    with pytest.raises(UserError, match=r"^params.yaml: evaluate.rouge: 4 responses of the holdout have no word"):
+        summarize_answers(pa.table(columns, schema=tables.ANSWERS))

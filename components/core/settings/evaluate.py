@@ -1,4 +1,4 @@
-"""`evaluate`: sample responses."""
+"""`evaluate`: sample responses, and ROUGE-L of answers."""
 
 from __future__ import annotations
 
@@ -14,3 +14,7 @@ class EvaluateSettings(Block):
     """Number of holdout records for which a response is generated, greedily."""
     sample_tokens: PositiveInt = 48
     """Maximum tokens per generated response."""
+    rouge: Annotated[int, Field(ge=0)] = 0
+    """Number of holdout records, the first by id, answered greedily for ROUGE-L; 0 for none: docs/method.md."""
+    rouge_tokens: PositiveInt = 256
+    """Maximum tokens per answer."""

@@ -2,7 +2,8 @@
 
 Losses in the store (components/scoring/store.py) are not computed again. With score.processes > 1 the stage starts that
 many workers of itself, which fill the store, and then only reads it. With score.model: none no model computes, and
-the table says only which candidates have something to score.
+the table says only which candidates have something to score. With score.measure: embedding the model computes their
+embeddings instead (components/scoring/embeddings.py), and those of the targets; by default that table is empty.
 
     python -m components.score --iteration 1 --pool data/pool.parquet --model models/base ...
 """
@@ -32,10 +33,12 @@ from components.core.settings.pipeline import Settings
 from components.core.settings.score import ScoreSettings
 from components.core.stage import Stopwatch, stage, stage_name
 from components.data import tables
-from components.data.records import Record, iterate_records
+from components.data.embeddings import Matrix, embeddings_writer
+from components.data.records import Record, iterate_records, read_records
 from components.model.chat import pin_date
 from components.model.load import load_model, load_tokenizer, prepack_linear_layers
 from components.provenance.statements import statement_of
+from components.scoring.embeddings import embed_windows
 from components.scoring.ifd import (
     UNTIMED,
     VARIANT,
@@ -47,8 +50,9 @@ from components.scoring.ifd import (
     windows,
 )
 from components.scoring.losses import Scorer, make_scorer, measure_pairs
-from components.scoring.store import open_store, pair_key
+from components.scoring.store import open_embeddings, open_store, pair_key
 
+NO_TARGET = "data/target.parquet: no example of the target can be embedded; see score.max_length and score.template"
 ARITHMETIC = "arithmetic.json"  # in the scratch folder: for how many seconds the first worker's model computed
 
 
@@ -120,6 +124,52 @@ def score_pool(
                 store.add([keys[row] for row in missing], losses[missing])
             scored.append(score_rows(window, pairs, losses))
     table = pa.concat_tables(scored)
+    return table if share else _order_by(candidates, table)
+
+
+def embed_pool(
+    pool: Iterable[Record],
+    candidates: Sequence[str],
+    targets: Sequence[Record],
+    folder: Path,
+    settings: ScoreSettings,
+    *,
+    what: str = "score",
+    share: Share | None = None,
+    arithmetic: AbstractContextManager[object] = UNTIMED,
+    append: Callable[[Sequence[str], Matrix, bool], None] = lambda *_: None,
+) -> pa.Table:
+    """tables.SCORES of the candidates (ids), in their order, without losses; `append` gets the embeddings.
+
+    Those of the targets come first, then those of the candidates in pool order. The rest is as in score_pool. Raises
+    UserError when no target can be embedded.
+    """
+    tokenizer = load_tokenizer(folder)
+    pin_date(tokenizer, settings.template_date)
+    store = open_embeddings(folder, settings.dtype)
+    wanted = set(candidates)
+    rank, processes = (share.rank, share.processes) if share else (0, 1)
+    listed = [tables.SCORES.empty_table()]
+    with _progress_of_first(rank, (len(candidates) + len(targets)) // processes, what) as advance:
+        for records, is_target in ((iter(targets), True), ((record for record in pool if record.id in wanted), False)):
+            embedded = 0
+            for window in embed_windows(
+                records,
+                tokenizer,
+                lambda: _load_scorer(folder, settings),
+                store,
+                settings,
+                every=slice(rank, None, processes),
+                advance=advance,
+                arithmetic=arithmetic,
+            ):
+                append(window.ids, window.embeddings, is_target)
+                embedded += len(window.ids)
+                if not is_target:
+                    listed.append(unscored_rows(window.records, window.pairs))
+            if is_target and not embedded and not share:
+                raise UserError(NO_TARGET)
+    table = pa.concat_tables(listed)
     return table if share else _order_by(candidates, table)
 
 
@@ -199,7 +249,10 @@ def check_misaligned_share(summary: ScoreSummary, settings: ScoreSettings, reaso
 def score_candidates(
     options: argparse.Namespace, settings: Settings, arithmetic: Stopwatch, share: Share | None = None
 ) -> pa.Table:
-    """tables.SCORES of the candidates named on the command line, by the model of score.model."""
+    """tables.SCORES of the candidates named on the command line, by the model of score.model.
+
+    With score.measure: embedding it also writes the embeddings, unless it has only a `share` to put into the store.
+    """
     pool, candidates = (
         iterate_records(options.pool),
         tables.read(options.candidates, tables.CANDIDATES)["id"].to_pylist(),
@@ -207,15 +260,18 @@ def score_candidates(
     if settings.score.model == "none":
         return list_pool(pool, candidates, options.model, settings.score)
     models = {"current": options.model, "base": options.base_model, "proxy": options.proxy_model}
-    return score_pool(
-        pool,
-        candidates,
-        models[settings.score.model],
-        settings.score,
-        what=stage_name("score", options.iteration),
-        share=share,
-        arithmetic=arithmetic,
-    )
+    folder, what = models[settings.score.model], stage_name("score", options.iteration)
+    if settings.score.measure == "complexity":
+        return score_pool(pool, candidates, folder, settings.score, what=what, share=share, arithmetic=arithmetic)
+    targets = read_records(options.targets)
+    if share:
+        return embed_pool(
+            pool, candidates, targets, folder, settings.score, what=what, share=share, arithmetic=arithmetic
+        )
+    with embeddings_writer(options.embeddings) as append:
+        return embed_pool(
+            pool, candidates, targets, folder, settings.score, what=what, arithmetic=arithmetic, append=append
+        )
 
 
 def fill_store(processes: int, scratch: Path) -> float:
@@ -240,7 +296,8 @@ def main() -> None:
         prog="python -m components.score", description="Score each candidate's complexity."
     )
     parser.add_argument("--iteration", required=True)
-    for name in ("pool", "model", "candidates", "scores", "metrics", "base-model", "proxy-model"):
+    models, outputs = ("model", "base-model", "proxy-model"), ("scores", "embeddings", "metrics")
+    for name in ("pool", "targets", "candidates", *models, *outputs):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -259,6 +316,8 @@ def main() -> None:
         if scores.num_rows == pq.read_metadata(options.pool).num_rows:
             check_misaligned_share(summary, settings.score, reasons)
         tables.write(options.scores, scores, tables.SCORES)
+        if settings.score.measure == "complexity":
+            tables.write(options.embeddings, tables.EMBEDDINGS.empty_table(), tables.EMBEDDINGS)
         write_json(options.metrics, asdict(summary))
         print(
             f"{running.name}: {summary.records} records, mean complexity {summary.mean_complexity}, "

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from components.core.errors import UserError
 from components.core.files import write_csv, write_json
@@ -34,9 +35,10 @@ from components.core.paths import PARAMS
 from components.core.settings.select import SelectSettings
 from components.core.stage import stage
 from components.data import tables
+from components.data.embeddings import iterate_candidates, read_targets
 from components.provenance.statements import statement_of
 from components.strategies import load_strategy
-from components.strategies.interface import NO_LIMIT, Budget, Candidates, Selection
+from components.strategies.interface import NO_LIMIT, Budget, Candidates, Embeddings, Selection
 
 BIN_WIDTH, LAST_BIN = 0.05, 1.5  # of the histogram; the last bin takes everything from there on
 
@@ -83,12 +85,18 @@ class HistogramRow:
 
 
 def select_records(
-    pool: pa.Table, scores: pa.Table, k: int | None, settings: SelectSettings, iteration: int = 1
+    pool: pa.Table,
+    scores: pa.Table,
+    k: int | None,
+    settings: SelectSettings,
+    iteration: int = 1,
+    embeddings: Path | None = None,
 ) -> SelectedRecords:
     """Pick by the strategy and budget of the settings, for the iteration of that number.
 
-    `k`: picks, at most; None where the budget is one of tokens. Ties go to the record that comes first in `scores`.
-    Raises UserError when nothing can be selected.
+    `k`: picks, at most; None where the budget is one of tokens. `embeddings`: the file with tables.EMBEDDINGS, for a
+    strategy that reads them. Ties go to the record that comes first in `scores`. Raises UserError when nothing can be
+    selected.
     """
     row_of = {key: row for row, key in enumerate(pool["id"].to_pylist())}
     rows = np.array([row_of[key] for key in scores["id"].to_pylist()], np.int64)
@@ -101,6 +109,7 @@ def select_records(
         scorable=scores["reason"].is_null().to_numpy(),
         iteration=iteration,
         highest=highest_complexity(complexity, settings.max_complexity_quantile),
+        embeddings=open_embeddings(embeddings, scores["id"].to_pylist()) if embeddings else None,
     )
     sources = [pool["source"][row].as_py() for row in rows.tolist()]
     budget = make_budget(candidates, sources, scores["response_tokens"].to_numpy(), k, settings)
@@ -111,6 +120,17 @@ def select_records(
     columns.fill_candidates(rows, candidates, picks.eligible, scores["reason"].to_pylist())
     columns.fill_picks(rows, picks)
     return SelectedRecords(columns.table(pool["id"]), rows[picks.indices])
+
+
+def open_embeddings(path: Path, ids: Sequence[str]) -> Embeddings:
+    """The embeddings in the table, those of the candidates by their places in `ids`. Raises UserError as it is read."""
+    index_of = {key: index for index, key in enumerate(ids)}
+
+    def read() -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        for part, rows in iterate_candidates(path):
+            yield np.array([index_of[key] for key in part], np.int64), rows
+
+    return Embeddings(read_targets(path), read)
 
 
 def highest_complexity(complexity: npt.NDArray[np.float64], quantile: float | None) -> float:
@@ -305,7 +325,8 @@ def describe(summary: SelectSummary, k: int | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m components.select", description="Pick the next training subset.")
     parser.add_argument("--iteration", required=True)
-    for name in ("pool", "scores", "parent-candidates", "selection", "subset", "candidates", "metrics", "histogram"):
+    inputs, outputs = ("pool", "scores", "embeddings", "parent-candidates"), ("selection", "subset", "candidates")
+    for name in (*inputs, *outputs, "metrics", "histogram"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
     with stage("select", options.iteration) as running, statement_of(running.name):
@@ -316,7 +337,8 @@ def main() -> None:
         k = None if settings.tokens else settings.records_per_iteration(pool.num_rows)
         if k == 0:
             raise UserError(f"{PARAMS}: select.ratio: {settings.ratio} of {pool.num_rows} records is not one record")
-        selected = select_records(pool, scores, k, settings, int(options.iteration))
+        embeddings = options.embeddings if pq.read_metadata(options.embeddings).num_rows else None
+        selected = select_records(pool, scores, k, settings, int(options.iteration), embeddings)
         count = k or len(selected.rows)
         subset = pool.take(pa.array(selected.rows))
         capped = settings.max_complexity_quantile is not None

@@ -95,6 +95,15 @@ SCORES = pa.schema(
 )
 
 
+EMBEDDINGS = pa.schema(  # the targets, then the candidates; empty unless score.measure is embedding
+    [
+        ("id", pa.string()),
+        ("target", pa.bool_()),
+        ("embedding", pa.list_(pa.field("element", pa.float32()))),  # of length 1, equally many numbers in each row
+    ]
+)
+
+
 EVALUATIONS = pa.schema(  # one row per record of the holdout, or of data/target.parquet
     [
         ("id", pa.string()),

@@ -166,6 +166,17 @@ def measure_pairs(
     return losses.reshape(-1, 2)
 
 
+def final_states(rows: Sequence[Sequence[int]], scorer: Scorer) -> list[Any]:
+    """The final states of each row of token ids, from one forward pass: a tensor of shape (tokens, width) per row.
+
+    A scorer that packs is called within `packed_attention`. Its prefixes are not used.
+    """
+    if scorer.packed:
+        return list(_packed_states(scorer.model, rows, None).split([len(row) for row in rows]))
+    states = _states(scorer.model, _pad(rows, scorer.model), None)
+    return [states[number, : len(row)] for number, row in enumerate(rows)]
+
+
 def _make_batches(
     texts: Sequence[Text], scorer: Scorer, batch_tokens: int
 ) -> list[tuple[SharedPrefix | None, list[int]]]:

@@ -1,4 +1,4 @@
-"""Stored losses: a killed scoring stage resumes from them, and a repeated one reads them instead of computing."""
+"""Stored losses and embeddings: a killed scoring stage resumes from them, and a repeated one does not compute them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import pyarrow.parquet as pq
 
 from components.core.files import atomic_write
 from components.core.paths import SCRATCH
+from components.data.embeddings import Matrix, as_lists, as_matrix
 from components.provenance.digests import cached_digest
 from components.scoring.losses import Text
 
 STORE = SCRATCH / "scores"
 STORE_FORMAT = "2"  # to be raised when a change of the code changes losses: those stored before are no longer used
+EMBEDDINGS = SCRATCH / "embeddings"
+EMBEDDINGS_FORMAT = "1"  # to be raised likewise
 
 
 class Store:
@@ -52,10 +55,37 @@ class Store:
 
     def add(self, keys: Sequence[str], losses: npt.NDArray[np.float64]) -> None:
         """Store losses, shape (keys, 2), for those who open the store from now on; this object does not find them."""
-        name = hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
         shard = pa.table({"key": list(keys), "conditional": losses[:, 0], "unconditional": losses[:, 1]})
-        with atomic_write(self.folder / f"{name}.parquet") as temporary:
+        with atomic_write(self.folder / f"{_shard_name(keys)}.parquet") as temporary:
             pq.write_table(shard, temporary)
+
+
+class EmbeddingStore:
+    """Embeddings in one folder per model and dtype (open_embeddings): a file for each window of records, as a whole."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` need not exist yet."""
+        self.folder = folder
+
+    def find(self, keys: Sequence[str]) -> Matrix | None:
+        """The embeddings of a window whose records have these keys; None when it is not stored, or damaged."""
+        try:
+            with pq.ParquetFile(self._place(keys)) as file:
+                return as_matrix(file.read()["embedding"].combine_chunks())
+        except (pa.ArrowInvalid, KeyError, OSError):
+            return None
+
+    def add(self, keys: Sequence[str], embeddings: Matrix) -> None:
+        """Store the embeddings of a window, shape (scorable records, width)."""
+        with atomic_write(self._place(keys)) as temporary:
+            pq.write_table(pa.table({"embedding": as_lists(embeddings)}), temporary)
+
+    def _place(self, keys: Sequence[str]) -> Path:
+        return self.folder / f"{_shard_name(keys)}.parquet"
+
+
+def _shard_name(keys: Sequence[str]) -> str:
+    return hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
 
 
 def _read_shard(path: Path) -> pa.Table | None:
@@ -70,8 +100,17 @@ def _read_shard(path: Path) -> pa.Table | None:
 
 def open_store(folder: Path, dtype: str) -> Store:
     """The store of a model folder. Template, system message and truncation are part of the keys, by the token ids."""
-    parts = [STORE_FORMAT, cached_digest(folder), dtype, version("torch"), version("transformers")]
-    return Store(STORE / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32])
+    return Store(STORE / _name_for(STORE_FORMAT, folder, dtype))
+
+
+def open_embeddings(folder: Path, dtype: str) -> EmbeddingStore:
+    """The stored embeddings of a model folder, with keys as in `open_store`."""
+    return EmbeddingStore(EMBEDDINGS / _name_for(EMBEDDINGS_FORMAT, folder, dtype))
+
+
+def _name_for(stored_format: str, folder: Path, dtype: str) -> str:
+    parts = [stored_format, cached_digest(folder), dtype, version("torch"), version("transformers")]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def pair_key(pair: tuple[Text, Text]) -> str:

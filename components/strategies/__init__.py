@@ -23,6 +23,7 @@ STRATEGIES = {  # select.strategy -> module
     "random": "random",
     "random-fresh": "random_fresh",
     "random-balanced": "random_balanced",
+    "rds+": "rds",
     "full": "full",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +15,19 @@ from components.core.settings.select import SelectSettings
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+Matrix = npt.NDArray[np.float32]
 
 NO_LIMIT = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Embeddings of length 1 of the examples of the target, and of the candidates, which may not fit the memory."""
+
+    targets: Matrix
+    """Shape (examples, width), at least one."""
+    read: Callable[[], Iterator[tuple[Integers, Matrix]]]
+    """Reads those of the scorable candidates from the beginning: their indices, and a row for each, in parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,8 @@ class Candidates:
     """For which iteration is chosen, from 1."""
     highest: float = math.inf
     """Aligned candidates with a higher complexity are left out (select.max_complexity_quantile)."""
+    embeddings: Embeddings | None = None
+    """None unless score.measure is embedding."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -87,6 +87,9 @@ def write_preview(table_file: Path, csv_file: Path) -> None:
     if "messages" in table.schema.names:
         rows = [{name: getattr(record, name) for name in PREVIEW_COLUMNS} for record in from_rows(table.to_pylist())]
         table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in PREVIEW_COLUMNS]))
+    table = table.drop_columns(
+        [field.name for field in table.schema if pa.types.is_nested(field.type)]
+    )  # no CSV has lists
     arrow_csv.write_csv(pa.table([_inert(column) for column in table.columns], table.schema), csv_file)
 
 

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from components.core.params import load_settings
 from components.core.paths import PARAMS
 from components.core.settings.score import ScoreSettings
 from components.data import tables
+from components.data.embeddings import embeddings_writer
 from components.data.records import write_records
-from components.score import score_pool, summarize
+from components.score import embed_pool, score_pool, summarize
 from tests.support.project import SOURCE, edit_params
 from tests.support.records import ask, numbered
 from tests.support.small_model import make_small_model
@@ -41,6 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the inputs of the stage: twenty records, all of them candidates."""
     monkeypatch.chdir(tmp_path)
     write_records(Path("pool.parquet"), MANY)
+    write_records(Path("targets.parquet"), [])
     tables.write(Path("candidates.parquet"), pa.table({"id": IDS}), tables.CANDIDATES)
     PARAMS.write_bytes((SOURCE / PARAMS).read_bytes())
     edit_params(tmp_path, {"score": {"max_misaligned_share": 1.0}})
@@ -52,6 +55,7 @@ def run_stage(folder: Path, model: Path, base: Path, proxy: Path) -> subprocess.
         *(sys.executable, "-m", "components.score", "--iteration", "1", "--pool", "pool.parquet"),
         *("--model", str(model), "--base-model", str(base), "--proxy-model", str(proxy)),
         *("--candidates", "candidates.parquet", "--scores", "scores.parquet", "--metrics", "metrics.json"),
+        *("--targets", "targets.parquet", "--embeddings", "embeddings.parquet"),
     ]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -106,6 +110,30 @@ def test_without_a_model_the_candidates_are_listed_and_nothing_is_computed(folde
     assert not scores["complexity"].drop_null().length()
     assert scores["reason"].null_count == len(IDS)
     assert min(scores["response_tokens"].to_pylist()) > 0
+
+
+def test_embeddings_are_computed_by_two_processes_and_written_by_one(folder: Path, small_model: Path) -> None:
+    pool = [*MANY, *(ask(f"{number}?", f"{number} of many") for number in range(300))]  # of three windows
+    targets = numbered(3)
+    write_records(Path("pool.parquet"), pool)
+    write_records(Path("targets.parquet"), targets)
+    ids = [record.id for record in pool]
+    tables.write(Path("candidates.parquet"), pa.table({"id": ids}), tables.CANDIDATES)
+    edit_params(folder, {"score": {"measure": "embedding", "processes": 2}, "select": {"strategy": "rds+"}})
+    edit_params(folder, {"ingest": {"files": {"aim": {"path": "aim.jsonl", "target": True}}}})
+    done = run_stage(folder, small_model, small_model, small_model)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list(Path(".iterit/embeddings").rglob("*.parquet"))) == 4  # the targets, too
+    scores = tables.read(Path("scores.parquet"), tables.SCORES)
+    assert scores["id"].to_pylist() == ids
+    assert not scores["complexity"].drop_null().length()
+    written = tables.read(Path("embeddings.parquet"), tables.EMBEDDINGS)
+    assert written["id"].to_pylist() == [record.id for record in [*targets, *pool]]
+    assert written["target"].to_pylist() == [True] * 3 + [False] * len(pool)
+    with embeddings_writer(Path("again.parquet")) as append:  # from the store
+        settings = load_settings().score
+        assert embed_pool(pool, ids, targets, small_model, settings, append=append) == scores
+    assert Path("again.parquet").read_bytes() == Path("embeddings.parquet").read_bytes()
 
 
 def test_the_stage_is_quiet_and_writes_the_same_bytes_again(folder: Path, small_model: Path) -> None:

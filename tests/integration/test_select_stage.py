@@ -31,6 +31,7 @@ def folder(tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatc
     edit_params(tmp_path, {"select": {"ratio": 6}})
     write_records(Path("pool.parquet"), records)
     tables.write(Path("scores.parquet"), scores_of(records, COMPLEXITY), tables.SCORES)
+    tables.write(Path("embeddings.parquet"), tables.EMBEDDINGS.empty_table(), tables.EMBEDDINGS)
     ids = pa.table({"id": [record.id for record in records]})
     tables.write(Path("base.parquet"), ids, tables.CANDIDATES)
     return tmp_path
@@ -40,6 +41,7 @@ ARGUMENTS = [
     *("--iteration", "1", "--pool", "pool.parquet", "--scores", "scores.parquet", "--parent-candidates"),
     *("base.parquet", "--selection", "selection.parquet", "--subset", "subset.parquet", "--candidates"),
     *("candidates.parquet", "--metrics", "metrics.json", "--histogram", "complexity.csv"),
+    *("--embeddings", "embeddings.parquet"),
 ]
 
 
@@ -80,7 +82,7 @@ def test_the_stage_writes_the_subset_in_pick_order_and_says_when_it_is_short(
 def test_the_stage_writes_the_same_bytes_again(folder: Path) -> None:
     assert run_stage(folder).returncode == 0
     written = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    assert len(written) == 9
+    assert len(written) == 10
     assert run_stage(folder).returncode == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == written
 

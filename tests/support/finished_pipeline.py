@@ -109,6 +109,7 @@ def _put_iteration(folder: Path, number: int, key: str) -> None:
     ]
     table = pa.Table.from_pylist([{**row, "reason": None} for row in scores], schema=tables.SCORES)
     tables.write(place / "scores.parquet", table, tables.SCORES)
+    tables.write(place / "embeddings.parquet", tables.EMBEDDINGS.empty_table(), tables.EMBEDDINGS)
     picks = [
         {"id": record.id, "rank": rank, "complexity": 0.3679, "diversity": 1.0, "score": 0.3679, "status": "selected"}
         for rank, record in enumerate(pool[:2], 1)

@@ -33,3 +33,9 @@ def test_numbers_and_nulls_of_a_preview_stay_as_they_are(tmp_path: Path) -> None
     )
     write_preview(tmp_path / "a.parquet", tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_text() == '"loss","reason"\n-1.5,\n,"\'-"\n'
+
+
+def test_a_preview_leaves_out_columns_of_lists(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"], "embedding": [[0.5, 0.5]]}), tmp_path / "a.parquet")
+    write_preview(tmp_path / "a.parquet", tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text() == '"id"\n"a"\n'

@@ -16,6 +16,11 @@ from components.core.params import check_settings, load_settings, read_params
 PROJECT = Path(__file__).parents[2]
 
 
+def aim(params: dict[str, Any]) -> None:
+    """Add a source with examples of what the model is for."""
+    params["ingest"]["files"]["aim"] = {"path": "x", "target": True}
+
+
 @pytest.fixture
 def params() -> dict[str, Any]:
     return copy.deepcopy(read_params(PROJECT / "params.yaml"))
@@ -71,6 +76,36 @@ def test_the_default_parameters_are_valid() -> None:
             "params.yaml: finetune: batch_size 7 is not a multiple of processes x micro_batch_size (1 x 4)",
         ),
         (lambda p: p.pop("score"), "params.yaml: score: missing"),
+        (
+            lambda p: p["ingest"].update(docstrings={}, files={"aim": {"path": "x", "target": True}}),
+            "params.yaml: ingest: every source has target: true, and none is left to train on; name another source",
+        ),
+        (
+            lambda p: p["select"].update(strategy="rds+"),
+            "params.yaml: select.strategy: rds+ chooses what is like the examples of a target, and no source under "
+            "ingest has target: true (docs/data.md)",
+        ),
+        (
+            lambda p: [aim(p), p["select"].update(strategy="rds+")],
+            "params.yaml: score.measure: complexity: select.strategy rds+ needs score.measure: embedding",
+        ),
+        (
+            lambda p: [
+                aim(p),
+                p["select"].update(strategy="rds+"),
+                p["score"].update(measure="embedding", model="none"),
+            ],
+            "params.yaml: score.model: none: score.measure: embedding needs a model, such as score.model: base",
+        ),
+        (
+            lambda p: [aim(p), p["score"].update(measure="embedding")],
+            "params.yaml: score.measure: embedding: select.strategy iterit, or select.max_complexity_quantile, needs a "
+            "complexity: score.measure: complexity",
+        ),
+        (
+            lambda p: [p["select"].update(strategy="random"), p["score"].update(measure="embedding")],
+            "params.yaml: score.measure: embedding: no source under ingest has target: true (docs/data.md)",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_its_key(params: dict[str, Any], edit: Callable[[Any], Any], line: str) -> None:

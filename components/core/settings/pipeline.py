@@ -61,6 +61,29 @@ class Settings(Block):
         return self
 
     @model_validator(mode="after")
+    def embeddings_are_for_the_strategy_that_reads_them(self) -> Settings:
+        strategy, measure = self.select.strategy, self.score.measure
+        if strategy == "rds+":
+            if not self.ingest.targets:
+                raise ValueError(
+                    "select.strategy: rds+ chooses what is like the examples of a target, and no source under ingest "
+                    "has target: true (docs/data.md)"
+                )
+            if measure != "embedding":
+                raise ValueError("score.measure: complexity: select.strategy rds+ needs score.measure: embedding")
+        if measure == "embedding":
+            if self.select.reads_complexity:
+                raise ValueError(
+                    f"score.measure: embedding: select.strategy {strategy}, or select.max_complexity_quantile, needs a "
+                    "complexity: score.measure: complexity"
+                )
+            if self.score.model == "none":
+                raise ValueError("score.model: none: score.measure: embedding needs a model, such as score.model: base")
+            if not self.ingest.targets:
+                raise ValueError("score.measure: embedding: no source under ingest has target: true (docs/data.md)")
+        return self
+
+    @model_validator(mode="after")
     def benchmarked_checkpoints_exist(self) -> Settings:
         if unknown := [key for key in self.benchmark.checkpoints if key not in ("base", *self.iterations)]:
             known = ", ".join(("base", *self.iterations))

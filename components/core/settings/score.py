@@ -13,6 +13,8 @@ from components.core.settings.block import Block, PositiveInt, Share
 class ScoreSettings(Block):
     model: Literal["current", "base", "proxy", "none"] = "current"
     """Which model scores: the model as trained so far, the base model, proxy_model; none: losses are not computed."""
+    measure: Literal["complexity", "embedding"] = "complexity"
+    """What it computes: the complexity, by two forward passes a record; or the embedding, by one, for strategy rds+."""
     system: str = "You are a helpful assistant."
     """System message for records that have none; empty for none at all."""
     template: Literal["chat", "none"] = "chat"

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from components.core.settings.block import Block, PositiveInt, Share
 
-WITHOUT_LOSSES = ("random", "random-fresh", "random-balanced", "longest", "facility-location", "full")
+WITHOUT_LOSSES = ("random", "random-fresh", "random-balanced", "longest", "facility-location", "full", "rds+")
 
 
 class Quota(Block):
@@ -34,6 +34,7 @@ class SelectSettings(Block):
         "k-center",
         "facility-location",
         "deita-style",
+        "rds+",
         "full",
     ] = "iterit"
     """How the subset is chosen: docs/strategies.md."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import logging
@@ -54,6 +55,8 @@ def prepare_deepspeed() -> None:
     torch.compiler.set_default_backend("eager")
     if "RANK" in os.environ:
         with redirect_stdout(io.StringIO()):  # it reports that the extension was built even when it was only loaded
+            if os.environ.get("DS_ACCELERATOR") == "cpu":
+                load_extension()
             deepspeed.init_distributed()
     # its warning "Gradient accumulation steps mismatch" is unfounded: DeepSpeed's configuration has the right number
     logging.getLogger("accelerate").setLevel(logging.ERROR)
@@ -62,6 +65,21 @@ def prepare_deepspeed() -> None:
 def build_extension() -> None:
     """Compile the extension for shared memory between processes on a CPU, so that no training waits for that."""
     prepare_deepspeed()
+    load_extension()
+
+
+def load_extension() -> None:
+    """Load the extension, and compile it where the environment has none or another one.
+
+    A process that is killed while it compiles leaves torch's lock file behind, for which every later one would wait
+    for ever. The lock here ends with its process, and who holds it knows that torch's is nobody's.
+    """
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-    ShareMemCommBuilder().load(verbose=False)
+    builder = ShareMemCommBuilder()
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "iterit.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / builder.name / "lock").unlink(missing_ok=True)
+        builder.load(verbose=False)

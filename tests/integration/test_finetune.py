@@ -7,6 +7,8 @@ import hashlib
 import json
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,16 @@ from components.data.records import Message, Record, make_record, write_records
 from components.model.chat import encode_conditional
 from components.training.batches import effective_batches
 from components.training.trainer import Schedule
-from tests.support.project import call, edit_params, finetune_command, make_project, start, wait_for
+from tests.support.project import (
+    SOURCE,
+    call,
+    edit_params,
+    environment,
+    finetune_command,
+    make_project,
+    start,
+    wait_for,
+)
 
 SYSTEM = "You are a helpful assistant."
 
@@ -414,3 +425,16 @@ def test_lm_eval_opens_a_checkpoint(folder: Path) -> None:
     request = Instance("loglikelihood", {}, ("Say", " one"), 0)
     ((loglikelihood, _),) = model.loglikelihood([request], disable_tqdm=True)
     assert loglikelihood < 0
+
+
+def test_a_build_of_the_extension_that_was_killed_stops_no_training(tmp_path: Path) -> None:
+    extensions = tmp_path / "extensions"
+    shutil.copytree(Path(sys.prefix) / "torch_extensions", extensions)
+    (extensions / "deepspeed_shm_comm/lock").touch()  # what torch waits for, whoever made it
+    subprocess.run(
+        [sys.executable, "-c", "from components.training.deepspeed import build_extension; build_extension()"],
+        env={**environment(), "PYTHONPATH": str(SOURCE), "TORCH_EXTENSIONS_DIR": str(extensions)},
+        check=True,
+        timeout=300,
+        capture_output=True,
+    )

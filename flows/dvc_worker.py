@@ -6,6 +6,7 @@ One process serves the whole run, because importing DVC for each stage would cos
     {"do": "status"}                                {"changed": [stages that are not up to date]}
     {"do": "environment", "NAME": "value"}          {}; sets environment variables of the stages
     {"do": "reproduce", "stage": "score@2"}         {"came": "cached", "restored" or "ran"}
+        with "keep": "no", too                      the same; what the stage writes does not go into DVC's cache
     any, when DVC or the stage failed               {"error": reason, "exit_code": the stage's, or null}
 
 Answers come on a pipe of their own, whose file descriptor is the only argument: nothing that data, file names or
@@ -111,7 +112,7 @@ def answer(repo: Any, request: dict[str, str]) -> dict[str, Any]:
             return {}
         if do == "status":
             return {"changed": sorted(repo.status())}
-        return {"came": reproduce(repo, request["stage"])}
+        return {"came": reproduce(repo, request["stage"], keep=request.get("keep") != "no")}
     except LockError:
         return {"error": "another dvc command is at work in this folder", "exit_code": TRY_LATER}
     except DvcException as error:
@@ -120,10 +121,10 @@ def answer(repo: Any, request: dict[str, str]) -> dict[str, Any]:
         return {"error": str(cause), "exit_code": int(exit_code[1]) if exit_code else None}
 
 
-def reproduce(repo: Any, stage: str) -> str:
+def reproduce(repo: Any, stage: str, *, keep: bool = True) -> str:
     """Bring a stage up to date: it is `cached` (nothing has changed), `restored` (from the run cache), or it `ran`."""
     ended_before = _end_time(stage)
-    if not repo.reproduce(stage, single_item=True):
+    if not repo.reproduce(stage, single_item=True, no_commit=not keep):
         return "cached"
     # a stage that has run has written its seconds file anew
     return "ran" if _end_time(stage) != ended_before else "restored"

@@ -35,6 +35,7 @@ from flows.page import PAGE, publish_page
 from flows.recording import Logger, recording
 from flows.resolution import say_what_the_holdout_can_show
 from flows.seal import seal
+from flows.stages import data_stages, iteration_stages
 from flows.summary import read_rows
 from flows.task import StageError, dvc_worker, run_stage
 from flows.workspace import WorkspaceBusyError, check_workspace, workspace_lock
@@ -101,23 +102,14 @@ def _retrain(settings: Settings, unfinished: tuple[str, ...]) -> State[str]:
 
 def _run_stages(settings: Settings, run: Callable[[str], None], logger: Logger) -> None:
     """Run every stage before `register`: the data, then the iterations of the method, then the report."""
-    run("benchmark_data")  # a task whose data cannot be had ends the run here
-    run("base_model")
-    for source in settings.ingest.files:
-        run(f"manifest@{source}")
-    run("ingest")
-    run("dedupe")
-    foreseen = say_what_the_holdout_can_show(settings, logger)
-    run("evaluate_base")
-    if "base" in settings.benchmark.checkpoints:
-        run("benchmark@base")
+    foreseen = False
+    for stage in data_stages(settings):
+        run(stage)
+        if stage == "dedupe":
+            foreseen = say_what_the_holdout_can_show(settings, logger)
     for iteration in settings.iterations:
-        run(f"score@{iteration}")
-        run(f"select@{iteration}")
-        run(f"finetune@{iteration}")
-        run(f"evaluate@{iteration}")
-        if iteration in settings.benchmark.checkpoints:
-            run(f"benchmark@{iteration}")
+        for stage in iteration_stages(settings, iteration):
+            run(stage)
         foreseen = foreseen or say_what_the_holdout_can_show(settings, logger)
         _show_iterations(settings, iteration)
     run("contamination")

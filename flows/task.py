@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +61,12 @@ class StageError(Exception):
 
 
 class DvcProcess:
-    """A process that runs DVC for a whole run (flows/dvc_worker.py). It and its stages end with `kill`."""
+    """A process that runs DVC in a project folder (flows/dvc_worker.py). It and its stages end with `kill`."""
 
-    def __init__(self) -> None:
-        self._params = PARAMS.read_bytes()  # a run never mixes stages of two sets of parameters
+    def __init__(self, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
+        """`folder` is the current one by default; `environment` is added to this process's."""
+        self._file = (folder or Path()) / PARAMS
+        self._params = self._file.read_bytes()  # a run never mixes stages of two sets of parameters
         answers, answering = os.pipe()
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # dvc.yaml starts `python`
         self._process = subprocess.Popen(
@@ -74,7 +76,8 @@ class DvcProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches the flow alone, which then ends the whole group
-            env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **name_as_parent()},
+            env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **name_as_parent(), **(environment or {})},
+            cwd=folder,
             text=True,
             errors="replace",
         )
@@ -83,7 +86,7 @@ class DvcProcess:
 
     def ask(self, request: dict[str, str], on_line: Callable[[str], None]) -> Answer:
         """Send a request, pass every line that is printed for it to `on_line`, and return the answer."""
-        if request["do"] == "reproduce" and PARAMS.read_bytes() != self._params:
+        if request["do"] == "reproduce" and self._file.read_bytes() != self._params:
             return Answer(error=f"{PARAMS} {CHANGED}", exit_code=TRY_LATER, is_final=True)
         assert self._process.stdin and self._process.stdout
         mark = secrets.token_hex(16)
@@ -100,10 +103,14 @@ class DvcProcess:
 
     def kill(self) -> None:
         """End it together with the stage that it runs."""
+        self.end_stages()
         self._answers.close()
+        self._process.wait()
+
+    def end_stages(self) -> None:
+        """Send the end to it and its stage; whoever waits for its answer is told that it has ended."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
 
 @contextmanager

@@ -86,6 +86,23 @@ def report(
 
 
 @app.command()
+def compare(
+    file: Annotated[Path, typer.Argument(help="What is compared: docs/compare.md.")] = Path("compare.yaml"),
+    workers: Annotated[int, typer.Option(min=1, help="Cells side by side, one a GPU.")] = 1,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it will cost, after a minute's measurement.")
+    ] = False,
+) -> None:
+    """Does the choice pay? Trains with several arms and seeds on one pool, and says how sure the differences are."""
+    from flows import compare_command
+
+    if plan:
+        compare_command.plan(file, workers)
+    else:
+        raise typer.Exit(compare_command.compare(file, workers))
+
+
+@app.command()
 def promote(version: Annotated[str, typer.Argument(help="Number of a registered version.")]) -> None:
     """Make a registered version the champion by hand."""
     print(promote_by_hand(version))

@@ -46,7 +46,7 @@ def claim_workspace() -> Iterator[None]:
 
 def check_workspace(settings: Settings) -> None:
     """Raises UserError, one line per mistake, for what would otherwise fail in the middle of a run."""
-    _check_repository()
+    check_repository()
     mistakes = [
         *_wrong_sources(settings),
         *_empty_targets(settings),
@@ -59,7 +59,8 @@ def check_workspace(settings: Settings) -> None:
     check_precision(settings.finetune.deepspeed, settings.finetune.dtype)
 
 
-def _check_repository() -> None:
+def check_repository() -> None:
+    """Raises UserError where the current folder is no project with DVC and git."""
     if not PIPELINE.exists():
         raise UserError(f"{PIPELINE}: not found; run in the project's folder")
     if not Path(".dvc").exists():

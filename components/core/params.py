@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -13,6 +13,8 @@ from components.core.errors import UserError, first_line
 from components.core.paths import PARAMS
 from components.core.settings.block import NAME
 from components.core.settings.pipeline import Settings
+
+AnyBlock = TypeVar("AnyBlock", bound=BaseModel)
 
 LONGEST_SHOWN = 80  # characters of a wrong value that an error repeats
 
@@ -52,11 +54,16 @@ def load_settings(path: Path = PARAMS) -> Settings:
 
 def check_settings(params: dict[str, Any], origin: str = str(PARAMS)) -> Settings:
     """The settings of plain data. Raises UserError with one line per mistake, each beginning with `origin`."""
+    return check_block(Settings, params, origin)
+
+
+def check_block(kind: type[AnyBlock], values: dict[str, Any], origin: str) -> AnyBlock:
+    """The block of plain data, which `kind` checks. Raises UserError as check_settings does."""
     try:
-        return Settings.model_validate(params)
+        return kind.model_validate(values)
     except ValidationError as error:
         # a value that fits no member of a union is one mistake, not one per member
-        lines = {".".join(_keys(mistake)): _explain(origin, mistake) for mistake in reversed(error.errors())}
+        lines = {".".join(_keys(mistake)): _explain(kind, origin, mistake) for mistake in reversed(error.errors())}
         raise UserError(*reversed(lines.values())) from None
 
 
@@ -68,31 +75,31 @@ def _keys(mistake: Any) -> list[str]:
     return [part for part in location if part not in ("float", "int", "[key]")]
 
 
-def _explain(origin: str, mistake: Any) -> str:
+def _explain(kind: type[BaseModel], origin: str, mistake: Any) -> str:
     """One line of pydantic's list in the form `params.yaml: select.ratio: 1.5 is neither ...`."""
     location = _keys(mistake)
     key = ".".join(location)
-    kind, given = mistake["type"], mistake["input"]
-    if kind == "extra_forbidden":
-        known = ", ".join(_known_keys(location[:-1]))
+    problem, given = mistake["type"], mistake["input"]
+    if problem == "extra_forbidden":
+        known = ", ".join(_known_keys(kind, location[:-1]))
         return f"{origin}: {key}: unknown key" + (f"; known here: {known}" if known else "")
-    if kind == "missing":
+    if problem == "missing":
         return f"{origin}: {key}: missing"
-    if kind == "value_error":
+    if problem == "value_error":
         place = f"{origin}: {key}" if key else origin  # a rule that spans blocks names the key itself
         return f"{place}: {mistake['ctx']['error']}"
-    if kind == "union_tag_invalid":
+    if problem == "union_tag_invalid":
         return f"{origin}: {key}.kind: {given['kind']!r} is none of {mistake['ctx']['expected_tags']}"
-    if kind == "string_pattern_mismatch" and mistake["ctx"]["pattern"] == NAME:
+    if problem == "string_pattern_mismatch" and mistake["ctx"]["pattern"] == NAME:
         return f"{origin}: {key}: a name is made of letters, digits, - and _, and begins with a letter or digit"
     message = mistake["msg"][0].lower() + mistake["msg"][1:]
     shown = "" if isinstance(given, dict | list) else f" {repr(given)[:LONGEST_SHOWN]}:"
     return f"{origin}: {key}:{shown} {message}"
 
 
-def _known_keys(location: list[str]) -> list[str]:
-    """The keys that the block at `location` takes; empty where the block's kind depends on the file."""
-    model: Any = Settings
+def _known_keys(kind: type[BaseModel], location: list[str]) -> list[str]:
+    """The keys that the block at `location` of `kind` takes; empty where the block's kind depends on the file."""
+    model: Any = kind
     for part in location:
         fields = {info.alias or name: info.annotation for name, info in model.model_fields.items()}
         annotation = fields.get(part)

@@ -33,6 +33,11 @@ QUIET_DEFAULTS = {
 }
 
 
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def quiet_environment() -> None:
     """Set defaults for libraries that are chatty or phone home; the user's values stay. Call before their import."""
     for name, value in QUIET_DEFAULTS.items():

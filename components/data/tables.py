@@ -162,6 +162,17 @@ OVERLAPS = pa.schema(  # one row per record that shares words with the holdout o
 )
 
 
+MEASURES = pa.schema(  # one row per measure and record of a comparison's cell (docs/compare.md)
+    [
+        ("measure", pa.string()),  # holdout loss, or task and metric of a benchmark
+        ("id", pa.string()),  # record of the holdout, or number of the task's document
+        ("value", pa.float64()),
+        ("weight", pa.float64()),  # tokens for a loss
+        ("higher_is_better", pa.bool_()),
+    ]
+)
+
+
 SELECTION = pa.schema(
     [
         ("id", pa.string()),

@@ -51,7 +51,7 @@ def weighted_interval(values: Sequence[float] | FloatArray, weights: Sequence[fl
 
     Raises ValueError when there is no record.
     """
-    mean, influences = _ratio(values, weights)
+    mean, influences = ratio(values, weights)
     return _interval(mean, influences)
 
 
@@ -63,7 +63,7 @@ def difference_interval(
 
     Raises ValueError when there is no record.
     """
-    (mean, influences), (other_mean, other_influences) = _ratio(*first), _ratio(*second)
+    (mean, influences), (other_mean, other_influences) = ratio(*first), ratio(*second)
     return _interval(mean - other_mean, influences - other_influences)
 
 
@@ -75,7 +75,7 @@ def detectable_difference(interval: Interval, confidence: float, power: float = 
     return (_t_quantile(confidence, degrees) + _t_quantile(power, degrees)) * interval.standard_error
 
 
-def _ratio(values: Sequence[float] | FloatArray, weights: Sequence[float] | FloatArray) -> tuple[float, FloatArray]:
+def ratio(values: Sequence[float] | FloatArray, weights: Sequence[float] | FloatArray) -> tuple[float, FloatArray]:
     """The weighted mean, and how far each record moves it: the mean with the record less the mean without it."""
     value, weight = np.asarray(values, np.float64), np.asarray(weights, np.float64)
     assert value.shape == weight.shape, "one weight per value"

@@ -7,6 +7,8 @@ positions only; a backward pass costs twice the forward pass. Attention's own pr
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
@@ -30,8 +32,35 @@ def measure_gemm(device: str, dtype: str) -> float:
     return 2 * size**3 / best
 
 
-def forward_operations(model: Any, tokens: int, scored: int) -> int:
-    """Useful operations of a forward pass over `tokens`, with the output layer at `scored` of them."""
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Weights that a forward pass multiplies with: those of the model's body, and those of its output layer."""
+
+    body: int
+    head: int
+
+    def forward_operations(self, tokens: int, scored: int) -> int:
+        """Useful operations of a forward pass over `tokens`, with the output layer at `scored` of them."""
+        return 2 * (self.body * tokens + self.head * scored)
+
+
+def size_of(model: Any) -> ModelSize:
+    """The size of a loaded model."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     body = sum(weight.numel() for weight in model.parameters() if weight is not embedding and weight is not head)
-    return int(2 * (body * tokens + head.numel() * scored))
+    return ModelSize(body, head.numel())
+
+
+def read_size(folder: Path) -> ModelSize:
+    """The size of the model in a folder, from its configuration alone: no weight is read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return size_of(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+
+
+def forward_operations(model: Any, tokens: int, scored: int) -> int:
+    """ModelSize.forward_operations of a loaded model."""
+    return size_of(model).forward_operations(tokens, scored)

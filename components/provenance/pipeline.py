@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from components.core.params import read_params
 from components.core.paths import PIPELINE
 
+CODE_FOLDERS = ("components/", "conf/")  # what a stage is made of, as DVC is told
 FOLDER = "provenance"  # where the statements are
 
 
@@ -65,6 +66,19 @@ def stage_modules() -> Mapping[str, str]:
     """Name of each stage without its key -> module that its command runs: `score` -> `components.score`."""
     commands = {name: definition.get("do", definition)["cmd"].split() for name, definition in _stages().items()}
     return {name: words[words.index("-m") + 1] for name, words in commands.items()}
+
+
+def code_of(stages: Collection[str]) -> list[str]:
+    """The code and configuration that stages of these names, without keys, depend on: paths in git."""
+    definitions = [definition.get("do", definition) for name, definition in _stages().items() if name in stages]
+    return sorted(
+        {
+            path
+            for definition in definitions
+            for path in definition["deps"]
+            if path.startswith(CODE_FOLDERS) and "$" not in path
+        }
+    )
 
 
 def output_places() -> list[str]:

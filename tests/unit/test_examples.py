@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from components.comparison.cells import make_cells
+from components.comparison.settings import read_comparison
 from components.core.params import check_settings, read_params
 from components.core.settings.pipeline import Settings
 from components.provenance.pipeline import find_stage, stage_modules
@@ -93,3 +95,19 @@ def test_the_list_of_examples_names_every_file() -> None:
     text = (PROJECT / "examples" / "README.md").read_text(encoding="utf-8")
     assert EXAMPLES
     assert all(f"({example.name})" in text for example in EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("file", "params"),
+    [
+        ("compare.yaml", "params.yaml"),
+        ("examples/compare/alpaca.yaml", "params.yaml"),
+        ("examples/compare/paper.yaml", "examples/paper.yaml"),
+    ],
+)
+def test_an_example_of_a_comparison_is_valid(file: str, params: str) -> None:
+    comparison = read_comparison(PROJECT / file)
+    cells = make_cells(comparison, read_params(PROJECT / params), file)
+    assert len(cells) == len(comparison.arms) * len(comparison.seeds) * len(comparison.noise)
+    for cell in cells:
+        assert cell.settings.finetune.planned_iterations == len(cell.settings.iterations)

@@ -32,8 +32,9 @@ ROOMS = {
     "overlap": {"data"},
     "benchmarks": {"data", "evaluation"},
     "evaluation": {"data", "model", "scoring"},
+    "comparison": {"data", "evaluation", "model", "scoring"},
     "promotion": {"data", "evaluation", "model", "provenance", "tracking"},
-    "pages": {"data", "evaluation", "promotion", "provenance"},
+    "pages": {"comparison", "data", "evaluation", "promotion", "provenance"},
     "audit": {"data", "data_sources", "provenance", "tracking", "training"},
 }
 ONLY_IN = {"mlflow": "components/tracking/", "prefect": "flows/"}  # library -> where alone it is imported

@@ -6,6 +6,7 @@ included: `dvc exp apply` and `dvc repro` make them again. A killed cell goes on
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from flows.workers import Log, Workers
 RESULTS = Path("comparisons")
 WORK = SCRATCH / "compare"
 FEWEST_HOLDOUT = 2  # records: one has no spread
+WHOLE = "all"  # in a file of seconds: the whole work of a cell or a pool since it was last started
 PARTS = {"score": "choosing", "select": "choosing", "finetune": "training", "evaluate": "measuring"}
 
 
@@ -99,7 +101,7 @@ def prepare_pool(name: str, cells: Sequence[Cell], bench: Bench, log: Log) -> Po
 
     Raises StageError, and UserError for a budget that the pool cannot fill or a holdout that is too small.
     """
-    first, places = cells[0], bench.places
+    first, places, started = cells[0], bench.places, time.monotonic()
     folder = open_folder(places.work / f"pool-{name}", first.params)
     bench.workers.run(folder.project, stages_of_pool(first, evaluated=False), log, alone=True)
     facts = read_pool(folder.project)
@@ -112,6 +114,7 @@ def prepare_pool(name: str, cells: Sequence[Cell], bench: Bench, log: Log) -> Po
         )
         if (known := scored_by(cell)) and came["score@1"] == "ran":
             seconds.setdefault(known, _seconds_of(folder.project, "score@1"))
+    seconds.setdefault(WHOLE, round(time.monotonic() - started, 3))
     write_json(places.seconds(name), seconds)
     if bench.trains:
         tables.write(places.measures(name), read_measures(folder.project, "base"), tables.MEASURES)
@@ -139,14 +142,14 @@ def check_sizes(cells: Iterable[Cell], facts: PoolFacts, *, trains: bool) -> Non
 
 def run_cell(cell: Cell, pool: Pool, bench: Bench, log: Log) -> Finished:
     """Choose, train and measure, and write what came of it. Raises StageError."""
-    place = bench.places.work / cell.name
+    place, started = bench.places.work / cell.name, time.monotonic()
     folder = open_folder(place, cell.params)
     if (pool.folder.project / STORE).is_dir():
         bring(pool.folder.project / STORE, folder.project / STORE)  # a base model or proxy scores each record once
     bench.workers.run(
         folder.project, [*stages_of_pool(cell, evaluated=bench.trains), *own_stages(cell, bench)], log, kept=_is_small
     )
-    finished = _write_results(cell, folder, pool, bench)
+    finished = _write_results(cell, folder, pool, bench, started)
     remove_folder(place)
     return finished
 
@@ -172,7 +175,7 @@ def _is_small(stage: str) -> bool:
     return not stage.startswith("finetune@")
 
 
-def _write_results(cell: Cell, folder: CellFolder, pool: Pool, bench: Bench) -> Finished:
+def _write_results(cell: Cell, folder: CellFolder, pool: Pool, bench: Bench, started: float) -> Finished:
     """Write the cell's files and its DVC experiment; the JSON file comes last and says that all is there."""
     places, name = bench.places, f"{bench.places.name}-{cell.name}"
     measures = None
@@ -184,6 +187,7 @@ def _write_results(cell: Cell, folder: CellFolder, pool: Pool, bench: Bench) -> 
     for stage in own_stages(cell, bench):
         if part := PARTS.get(stage.partition("@")[0]):
             seconds[part] += _seconds_of(folder.project, stage)
+    seconds[WHOLE] = round(time.monotonic() - started, 3)
     write_json(places.seconds(cell.name), seconds)
     commit = record_experiment(folder, name, f"iterit compare: {cell.name}")
     write_json(

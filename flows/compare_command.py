@@ -60,7 +60,7 @@ def compare(file: Path, workers: int) -> int:
         return INTERRUPTED
     result: Any = state.result(raise_on_failure=False)
     if isinstance(result, Answer):
-        print_answer(result, cells, Places(comparison.name))
+        print_answer(result, cells, Places(comparison.name), workers)
         return 0
     if state.name == "Busy":
         raise Unreachable(f"{state.message}; try again when it has ended")

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.comparison.answer import Answer
-from components.comparison.cells import Cell, scored_by
+from components.comparison.cells import Cell, pools_of, scored_by
 from components.comparison.table import Seconds, conclusions, tables_of, to_markdown
 from components.core.errors import UserError
 from components.core.files import atomic_write, read_json, write_json
 from components.core.settings.pipeline import Settings
 from components.tracking.comparison import log_comparison
 from flows.cell_folder import head
-from flows.cell_work import Places
+from flows.cell_work import WHOLE, Places
 
 if TYPE_CHECKING:
     from flows.recording import Logger
@@ -73,7 +73,13 @@ def _arm_seconds(cells: Sequence[Cell], places: Places) -> Seconds:
     return Seconds(choosing / len(cells), training / len(cells))
 
 
-def print_answer(answer: Answer, cells: Sequence[Cell], places: Places) -> None:
+def working_time(cells: Sequence[Cell], places: Places, workers: int) -> float:
+    """Seconds that the pools and cells took, with so many workers; kills and pauses between them do not count."""
+    pools = sum(read_json(places.seconds(name))[WHOLE] for name in pools_of(cells))
+    return float(pools + sum(read_json(places.seconds(cell.name))[WHOLE] for cell in cells) / workers)
+
+
+def print_answer(answer: Answer, cells: Sequence[Cell], places: Places, workers: int) -> None:
     """Print the tables, the conclusions and where the files are."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -92,6 +98,8 @@ def print_answer(answer: Answer, cells: Sequence[Cell], places: Places) -> None:
     console.print()
     for sentence in conclusions(answer):
         console.print(sentence)
+    minutes = working_time(cells, places, workers) / 60
+    console.print(f"time         {minutes:.0f} min of work, {workers} cells at a time")
     console.print(f"answer       {places.results / TEXT}")
     console.print(f"report       {places.results / PAGE}")
     console.print(f"experiments  dvc exp show   (their names begin with {answer.name}-)")

@@ -12,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from components.core.files import read_json
+from tests.support.browser import CHROMIUM, assert_drawn
 from tests.support.html import assert_self_contained
 from tests.support.project import at_work_in, call, iterit, make_project, start, wait_for
 
@@ -75,6 +76,12 @@ def test_the_answer_has_each_arm_with_the_noise_that_it_chose(compared: tuple[Pa
     assert group["facts"]["random-fresh"]["passes"] == 0
     assert group["facts"]["iterit"]["passes"] == 80
     assert_self_contained((folder / "comparisons/small/report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_a_browser_draws_the_page(compared: tuple[Path, str, int]) -> None:
+    folder, _, _ = compared
+    assert_drawn(folder / "comparisons/small/report.html")
 
 
 def test_every_cell_is_a_dvc_experiment_and_nothing_large_is_left(compared: tuple[Path, str, int]) -> None:

@@ -17,6 +17,16 @@ from typing import Any
 from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MODES = (  # width of the window in pixels, dark, printed
+    (1280, False, False),
+    (1280, True, False),
+    (400, False, False),
+    (400, True, False),
+    (760, True, True),
+)
+EVERY_CHART_HAS_MARKS = """
+    [...document.querySelectorAll(".chart svg")].every(one => one.querySelector(".mark-symbol path, .mark-rect path"))
+"""
 OPTIONS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--mute-audio"),
@@ -117,3 +127,21 @@ def browser() -> Iterator[Browser]:
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+def assert_drawn(page: Path) -> None:
+    """Assert that in every mode the page draws its charts, fits its window, logs nothing and asks for nothing else."""
+    charts = page.read_text(encoding="utf-8").count("data-chart=")
+    with browser() as tab:
+        for width, dark, printed in MODES:
+            tab.open(page, width=width, dark=dark, printed=printed)
+            assert tab.logged() == []
+            assert tab.requests() == [page.as_uri()]
+            assert tab.evaluate("document.querySelectorAll('.chart svg').length") == charts
+            assert tab.evaluate(EVERY_CHART_HAS_MARKS)
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            light = printed or not dark
+            background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (background == "rgb(255, 255, 255)") == light
+            label = tab.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill")
+            assert (label == "rgb(88, 101, 115)") == light

@@ -7,7 +7,8 @@ included: `dvc exp apply` and `dvc repro` make them again. A killed cell goes on
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from components.comparison.facts import PoolFacts, Scoring, facts_from, read_cel
 from components.comparison.measures import read_measures
 from components.core.errors import UserError
 from components.core.files import read_json, write_json
+from components.core.lock import LockedError, exclusive_lock
 from components.core.paths import SCRATCH, seconds_file
 from components.data import tables
 from components.model.throughput import ModelSize, read_size
@@ -32,6 +34,7 @@ from flows.cell_folder import (
 )
 from flows.stages import data_stages, iteration_stages
 from flows.workers import Log, Workers
+from flows.workspace import WorkspaceBusyError
 
 RESULTS = Path("comparisons")
 WORK = SCRATCH / "compare"
@@ -71,6 +74,16 @@ class Places:
     def seconds(self, name: str) -> Path:
         """How long a cell or a pool took: the only files that differ from run to run."""
         return self.results / "seconds" / f"{name}.json"
+
+
+@contextmanager
+def comparison_lock(places: Places) -> Iterator[None]:
+    """Hold the comparison's lock until the block or the process ends. Raises WorkspaceBusyError."""
+    try:
+        with exclusive_lock(places.lock):
+            yield
+    except LockedError as holder:
+        raise WorkspaceBusyError(f"the comparison {places.name} is at work (process {holder})") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ A finished cell is not run again; comparisons/NAME/ has its results, DVC its exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,10 @@ from components.comparison.facts import PoolFacts
 from components.comparison.settings import Comparison, read_comparison
 from components.core.errors import UserError
 from components.core.files import read_json
-from components.core.lock import LockedError, exclusive_lock
 from components.core.params import load_settings, read_params
 from components.data import tables
 from flows.cell_folder import check_committed, remove_folder
-from flows.cell_work import Bench, Places, prepare_pool, read_finished, run_cell
+from flows.cell_work import Bench, Places, comparison_lock, prepare_pool, read_finished, run_cell
 from flows.comparison_files import write_comparison
 from flows.task import StageError
 from flows.workers import Log, StoppedError, Workers, share_machine
@@ -53,7 +51,7 @@ def compare(file: str, workers: int) -> State[Any]:
     """
     try:
         comparison, cells, bench = prepare(Path(file), workers)
-        with _lock(bench.places):
+        with comparison_lock(bench.places):
             found = _run_cells(cells, bench)
             result = _answer(comparison, cells, found, bench)
             write_comparison(Path(file), load_settings(), result, cells, bench.places, get_run_logger())
@@ -72,15 +70,6 @@ def prepare(file: Path, workers: int) -> tuple[Comparison, list[Cell], Bench]:
     cells = make_cells(comparison, read_params(), str(file))
     check_committed()
     return comparison, cells, Bench(Places(comparison.name), Workers(share_machine(workers)), comparison.train)
-
-
-@contextmanager
-def _lock(places: Places) -> Iterator[None]:
-    try:
-        with exclusive_lock(places.lock):
-            yield
-    except LockedError as holder:
-        raise WorkspaceBusyError(f"the comparison {places.name} is at work (process {holder})") from None
 
 
 def _run_cells(cells: Sequence[Cell], bench: Bench) -> dict[str, Finished]:

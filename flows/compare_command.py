@@ -14,13 +14,14 @@ from components.core.params import read_params
 from components.core.process import quiet_environment
 from flows.foreground import FAILED, INTERRUPTED
 from flows.server import start_prefect_server, wait_until_healthy
-from flows.workspace import check_repository
+from flows.workspace import WorkspaceBusyError, check_repository
 
 
 def plan(file: Path, workers: int) -> None:
     """Print what the comparison will cost. Raises UserError; a failed stage of the probe ends with its exit code."""
     check_repository()
     quiet_environment()
+    from flows.cell_work import comparison_lock
     from flows.compare import prepare
     from flows.plan import plan as make
     from flows.plan import print_plan
@@ -28,7 +29,10 @@ def plan(file: Path, workers: int) -> None:
 
     comparison, cells, bench = prepare(file, workers)
     try:
-        planned = make(comparison, cells, bench, workers)
+        with comparison_lock(bench.places):
+            planned = make(comparison, cells, bench, workers)
+    except WorkspaceBusyError as busy:
+        raise Unreachable(f"{busy}; try again when it has ended") from None
     except StageError as error:
         raise UserError(*(line.removeprefix("error: ") for line in error.lines)) from None
     if planned is None:

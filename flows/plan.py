@@ -59,7 +59,11 @@ def _probe(cell: Cell, bench: Bench, workers: int) -> Probe:
     folders = [open_folder(place, probe.params).project for place in places]
     bench.workers.run(folders[0], stages_of_pool(probe, evaluated=False), _unheard, alone=True)
     with ThreadPoolExecutor(workers) as threads:
-        timed = list(threads.map(lambda folder: _time(probe, folder, bench), folders))
+        try:
+            timed = list(threads.map(lambda folder: _time(probe, folder, bench), folders))
+        except BaseException:
+            bench.workers.stop()
+            raise
     found = _mean(timed)
     for place in places:
         remove_folder(place)

@@ -2,6 +2,7 @@
 
 Every task of benchmark.tasks is loaded with its data, from the hub's cache or the hub. Its texts are compared with the
 training records (stage `contamination`; `dedupe` where contamination.exclude is set). Without tasks the table is empty.
+A figure of gate.benchmarks that no task has is met here, too.
 
     python -m components.benchmark_data --texts data/benchmarks/texts.parquet
 """
@@ -28,10 +29,12 @@ def main() -> None:
         texts = tables.BENCHMARK_TEXTS.empty_table()
         if settings.benchmark.tasks:
             # the harness imports PyTorch
+            from components.benchmarks.figures import check_figures
             from components.benchmarks.tasks import load_tasks
             from components.benchmarks.texts import task_texts
 
             loaded = load_tasks(settings.benchmark)
+            check_figures(loaded, settings.gate.benchmarks)
             texts = task_texts(loaded)
             print(f"{running.name}: {len(loaded.tasks)} tasks, {texts.num_rows:,} documents")
         else:

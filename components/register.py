@@ -9,7 +9,7 @@ records every stage in it. metrics/register.json holds the checkpoint and the ga
 the registry's numbers; the version and the MLflow run are in .iterit/registered.json.
 
     python -m components.register --models models --metrics metrics --holdout data/holdout.parquet
-        --evaluations data/evaluations --result metrics/register.json
+        --evaluations data/evaluations --benchmarks data/benchmarks --result metrics/register.json
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from pathlib import Path
 
 import psutil
 
+from components.core.errors import UserError
 from components.core.files import read_json, write_json
 from components.core.params import load_settings
 from components.core.settings.pipeline import Settings
 from components.core.stage import stage
 from components.data import tables
-from components.promotion.champion import Candidate, pass_gate, read_as
+from components.promotion.benchmarks import BenchmarkFiles, read_benchmarked
+from components.promotion.champion import Candidate, log_benchmarks, pass_gate, read_as
 from components.promotion.gate import choose
 from components.promotion.registered import Registered, write_registered
 from components.provenance.digests import cached_digest, file_digest
@@ -51,11 +53,18 @@ class Places:
     metrics: Path = Path("metrics")
     holdout: Path = Path("data/holdout.parquet")
     evaluations: Path = Path("data/evaluations")
+    benchmarks: Path = Path("data/benchmarks")
     result: Path = Path("metrics/register.json")
 
     def evaluations_of(self, iteration: str) -> Path:
         """The table of the iteration's checkpoint."""
         return self.evaluations / f"{iteration}.parquet"
+
+    def benchmarks_of(self, iteration: str) -> BenchmarkFiles:
+        """What the stage `benchmark` wrote of the iteration's checkpoint; not there without such a stage."""
+        return BenchmarkFiles(
+            self.benchmarks / f"{iteration}.parquet", self.metrics / "benchmark" / f"{iteration}.json"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +149,14 @@ def register_and_decide(
     """Make the checkpoint a registered version, unless it is one, and let the gate decide about the champion."""
     version = register_checkpoint(run, described, places, settings)
     evaluations = tables.read(places.evaluations_of(described.iteration), tables.EVALUATIONS)
-    candidate = Candidate(version.model, version.version, evaluations)
+    benchmarks = None
+    if described.iteration in settings.benchmark.checkpoints:
+        files = places.benchmarks_of(described.iteration)
+        benchmarks = read_benchmarked(files)
+        if benchmarks.checkpoint != described.checkpoint:
+            raise UserError(f"{files.result}: of another checkpoint; `dvc repro` makes it again")
+        log_benchmarks(version.model, version.version, files)
+    candidate = Candidate(version.model, version.version, evaluations, benchmarks)
     decision = pass_gate(candidate, places.holdout, settings, arithmetic)
     return Registered(
         model=version.model,
@@ -167,12 +183,13 @@ def register_by_hand() -> Registered:
 
 
 def describe_registered(registered: Registered) -> list[str]:
-    """Lines for a person: the version, what the gate decided, and what the holdout was too small to show."""
+    """Lines for a person: the version, what the gate decided, what the holdout cannot show, and the benchmarks."""
     outcome = "registered" if registered.new else "already registered, not again"
     return [
         f"register: {registered.model} version {registered.version}: {outcome}; alias {registered.alias}",
         f"gate: {registered.gate.verdict}",
         *([f"gate: {registered.gate.resolution}"] if registered.gate.resolution else []),
+        *(f"gate: {line}" for line in registered.gate.benchmark_lines),
     ]
 
 
@@ -187,7 +204,7 @@ def main() -> None:
         prog="python -m components.register",
         description="Register the checkpoint and complete the MLflow records.",
     )
-    for name in ("models", "metrics", "holdout", "evaluations", "result"):
+    for name in ("models", "metrics", "holdout", "evaluations", "benchmarks", "result"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args()
     places = Places(**vars(options))

@@ -104,6 +104,7 @@ def _describe_registered(settings: Settings) -> list[str]:
             f"gate         {registered.gate.verdict}",
             *([f"             {registered.gate.resolution}"] if registered.gate.resolution else []),
             *([f"             {too_small}"] if (too_small := too_small_after_all(settings, registered.gate)) else []),
+            *(f"             {line}" for line in registered.gate.benchmark_lines),
         ]
     try:
         version = version_of_checkpoint(described.model, described.checkpoint)

@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from components.benchmarks.figures import PER_UNIT, PERPLEXITIES, metric_name
 from components.benchmarks.tasks import SEED, LoadedTasks, Task
 from components.core.progress import SECONDS_BETWEEN_LINES
 from components.core.settings.benchmark import BenchmarkSettings
@@ -33,8 +34,6 @@ from components.evaluation.statistics import weighted_interval
 
 DIGITS = 6
 BOOTSTRAPS = 1000  # resamplings for the standard error of what is no mean over documents, where the harness makes them
-PERPLEXITIES = ("word_perplexity", "byte_perplexity")  # exp(nats per word or byte)
-PER_UNIT = (*PERPLEXITIES, "bits_per_byte")  # a document's value is (log-likelihood, number of words or bytes)
 TEMPLATE = (
     "description",
     "doc_to_text",
@@ -177,7 +176,7 @@ def document_table(loaded: LoadedTasks, samples: Mapping[str, list[dict[str, Any
                         "task": name,
                         "document": sample["doc_id"],
                         "digest": _digest(sample["doc"]),
-                        "metric": _metric_name(metric, sample["filter"]),
+                        "metric": metric_name(metric, sample["filter"]),
                         "value": measured[0],
                         "weight": measured[1],
                         "higher_is_better": bool(better.get(metric, True)) and metric not in PER_UNIT,
@@ -230,7 +229,7 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Figure]:
         number = _number(value)
         if comma and number is not None and not metric.endswith("_stderr"):
             error = _number(results.get(f"{metric}_stderr,{filter_}"))
-            figures[_metric_name(metric, filter_)] = Figure(number, error)
+            figures[metric_name(metric, filter_)] = Figure(number, error)
     return figures
 
 
@@ -253,11 +252,6 @@ def _with_jackknife(figures: Mapping[str, Figure], rows: list[dict[str, Any]]) -
             scale = math.exp(interval.mean) if metric in PERPLEXITIES else 1.0
             completed[name] = Figure(figure.value, round(scale * interval.standard_error, DIGITS))
     return completed
-
-
-def _metric_name(metric: str, filter_: str) -> str:
-    """`acc`, or `exact_match/strict-match` where the task has filters."""
-    return metric if filter_ == "none" else f"{metric}/{filter_}"
 
 
 def _plain(value: Any) -> Any:

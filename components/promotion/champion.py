@@ -16,10 +16,18 @@ from pathlib import Path
 import pyarrow as pa
 
 from components.core.errors import UserError
+from components.core.files import write_json
 from components.core.params import load_settings
 from components.core.paths import SCRATCH
 from components.core.settings.pipeline import Settings
 from components.data import tables
+from components.promotion.benchmarks import (
+    BenchmarkDifference,
+    Benchmarked,
+    BenchmarkFiles,
+    compare_benchmarks,
+    read_benchmarked,
+)
 from components.promotion.gate import Decision, decide, metrics_of
 from components.provenance.digests import file_digest
 from components.tracking import registry
@@ -43,6 +51,8 @@ class Candidate:
     version: str
     evaluations: pa.Table
     """tables.EVALUATIONS of the holdout."""
+    benchmarks: Benchmarked | None = None
+    """None where it was not benchmarked."""
 
 
 def pass_gate(
@@ -50,8 +60,8 @@ def pass_gate(
 ) -> Decision:
     """Make the version the challenger, and the champion if the gate lets it pass.
 
-    A champion whose evaluation was not logged, or was of another holdout or of other texts, is evaluated again;
-    `arithmetic` is entered for its forward passes.
+    A champion whose evaluation was not logged, or was of another holdout or of other texts, is evaluated again, and so
+    are benchmarks that gate.benchmarks compares; `arithmetic` is entered for its forward passes.
     """
     decision = _decide(candidate, holdout, settings, arithmetic)
     registry.set_alias(candidate.model, CHALLENGER, candidate.version)
@@ -81,6 +91,7 @@ def _decide(
         settings.gate,
         champion_version=champion.number,
         evaluated_again=evaluated_again,
+        benchmarks=_compare_benchmarks(candidate, champion, settings, arithmetic),
     )
 
 
@@ -90,7 +101,8 @@ def _decide_again(candidate: Candidate, champion: AliasedVersion, settings: Sett
     earlier = Decision.from_json(json.loads(champion.tags[GATE])) if GATE in champion.tags else None
     figures = earlier.differences if earlier and earlier.promoted else {}
     compared = earlier.champion_version if earlier and figures else candidate.version
-    return Decision(True, "is the champion already", metrics, None, compared, False, figures)
+    benchmarks = earlier.benchmarks if earlier and earlier.promoted else {}
+    return Decision(True, "is the champion already", metrics, None, compared, False, figures, benchmarks)
 
 
 def read_as(settings: Settings) -> str:
@@ -106,7 +118,7 @@ def logged_evaluations(candidate: Candidate, number: str) -> pa.Table | None:
     """
     SCRATCH.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
-        file = registry.download_evaluations(candidate.model, number, Path(folder))
+        file = registry.download_file(candidate.model, number, registry.EVALUATIONS, Path(folder))
         logged = tables.read(file, tables.EVALUATIONS) if file else None
     key = ["id", "tokens"]
     return logged if logged is not None and logged.select(key) == candidate.evaluations.select(key) else None
@@ -126,6 +138,53 @@ def evaluate_again(
         model, tokenizer = load_model(checkpoint, settings.score.dtype)
         title = f"evaluate {name} version {number} again"
         return evaluate_records(model, tokenizer, read_records(holdout), settings.score, title, arithmetic)
+
+
+def _compare_benchmarks(
+    candidate: Candidate, champion: AliasedVersion, settings: Settings, arithmetic: AbstractContextManager[object]
+) -> dict[str, BenchmarkDifference]:
+    """The figures of gate.benchmarks; the champion is benchmarked again where what was logged cannot be compared."""
+    if not settings.gate.benchmarks:
+        return {}
+    assert candidate.benchmarks is not None, "params.yaml names the checkpoint in benchmark.checkpoints"
+    reigning = None
+    if champion.tags.get(READ_AS) == read_as(settings):
+        reigning = _logged_benchmarks(candidate.model, champion.number)
+    if reigning is None or not candidate.benchmarks.is_comparable(reigning, settings.gate.benchmarks):
+        print(f"gate: version {champion.number} has no comparable benchmarks: they are run on it, once", flush=True)
+        reigning = _benchmark_again(candidate.model, champion, settings, arithmetic)
+    return compare_benchmarks(reigning, candidate.benchmarks, settings.gate)
+
+
+def _logged_benchmarks(name: str, number: str) -> Benchmarked | None:
+    SCRATCH.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
+        documents, result = (
+            registry.download_file(name, number, artifact, Path(folder))
+            for artifact in (registry.BENCHMARKS, registry.BENCHMARK_RESULT)
+        )
+        return read_benchmarked(BenchmarkFiles(documents, result)) if documents and result else None
+
+
+def _benchmark_again(
+    name: str, champion: AliasedVersion, settings: Settings, arithmetic: AbstractContextManager[object]
+) -> Benchmarked:
+    """Download a registered version, run the tasks on it, and log what they find in its run."""
+    from components.benchmarks.run import run_benchmarks, stored_result
+
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
+        checkpoint = registry.download_version(name, champion.number, Path(folder) / "model")
+        found = run_benchmarks(checkpoint, settings, arithmetic)
+        files = BenchmarkFiles(Path(folder) / "documents.parquet", Path(folder) / "result.json")
+        tables.write(files.documents, found.documents, tables.BENCHMARKS)
+        write_json(files.result, stored_result(found, champion.tags.get(registry.CHECKPOINT, ""), settings))
+        log_benchmarks(name, champion.number, files)
+        return read_benchmarked(files)
+
+
+def log_benchmarks(name: str, number: str, files: BenchmarkFiles) -> None:
+    """Keep the benchmarks of a version in its run, for the gate of a later challenger."""
+    registry.log_files(name, number, {registry.BENCHMARKS: files.documents, registry.BENCHMARK_RESULT: files.result})
 
 
 def promote_by_hand(number: str) -> str:

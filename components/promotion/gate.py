@@ -8,7 +8,8 @@ far as gate.metrics names them, the challenger passes when
 The bound is one-sided, over paired records (components/evaluation/statistics.py). Its confidence is gate.confidence for
 a single retraining, and 1 - (1 - gate.confidence) / gate.horizon where there are more to come: by Bonferroni's
 inequality at least one false promotion among them has at most the probability 1 - gate.confidence, whatever the tests
-have in common. Perplexity is exp(loss), so its test is that of the loss.
+have in common. Perplexity is exp(loss), so its test is that of the loss. No figure of gate.benchmarks may be worse than
+its margin allows (components/promotion/benchmarks.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pyarrow as pa
 from components.core.settings.gate import GateSettings
 from components.evaluation.holdout import DIGITS, Row, ends, scorable_rows, summarize
 from components.evaluation.statistics import Interval, detectable_difference, difference_interval
+from components.promotion.benchmarks import BenchmarkDifference
 
 TESTED = {"loss": "loss", "perplexity": "loss", "mean_complexity": "mean_complexity"}  # metric -> what is tested
 UNITS = {"loss": " nats", "mean_complexity": " of mean complexity"}
@@ -80,6 +82,8 @@ class Decision:
     """Whether the champion was evaluated again, because what was logged with it cannot be compared."""
     differences: Mapping[str, Difference] = field(default_factory=dict)
     """By what was tested: `loss`, `mean_complexity`; empty when nothing was compared."""
+    benchmarks: Mapping[str, BenchmarkDifference] = field(default_factory=dict)
+    """By figure of gate.benchmarks; empty when there was no champion."""
 
     @property
     def verdict(self) -> str:
@@ -102,12 +106,23 @@ class Decision:
     @property
     def result(self) -> dict[str, Any]:
         """What metrics/register.json holds of it: no version's number, which another registry would count otherwise."""
-        return {"promoted": self.promoted, "differences": {name: asdict(one) for name, one in self.differences.items()}}
+        return {
+            "promoted": self.promoted,
+            "differences": {name: asdict(one) for name, one in self.differences.items()},
+            "benchmarks": {figure: asdict(one) for figure, one in self.benchmarks.items()},
+        }
+
+    @property
+    def benchmark_lines(self) -> list[str]:
+        """The figures of gate.benchmarks, for people."""
+        return [f"{figure}: {difference}" for figure, difference in self.benchmarks.items()]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Decision:
         """The decision from the JSON object of its fields."""
-        return cls(**{**values, "differences": cls.differences_from_json(values.get("differences", {}))})
+        benchmarks = {figure: BenchmarkDifference(**one) for figure, one in values.get("benchmarks", {}).items()}
+        differences = cls.differences_from_json(values.get("differences", {}))
+        return cls(**{**values, "differences": differences, "benchmarks": benchmarks})
 
     @staticmethod
     def differences_from_json(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Difference]:
@@ -122,9 +137,11 @@ def decide(
     *,
     champion_version: str | None = None,
     evaluated_again: bool = False,
+    benchmarks: Mapping[str, BenchmarkDifference] | None = None,
 ) -> Decision:
     """Compare tables.EVALUATIONS of the same holdout; `champion` is None when there is no champion yet.
 
+    `benchmarks`: the figures of gate.benchmarks, compared.
     Raises UserError when a model can score no record.
     """
     challenging = metrics_of(challenger, settings)
@@ -135,14 +152,20 @@ def decide(
     if lost:
         # a model that breaks on hard records must not gain by it
         reason = f"cannot score {lost} of the records that version {champion_version} scores"
-        return Decision(False, reason, challenging, reigning, champion_version, evaluated_again)
+        return Decision(
+            False, reason, challenging, reigning, champion_version, evaluated_again, benchmarks=benchmarks or {}
+        )
     differences = {
         name: compare(pairs, name, settings) for name in dict.fromkeys(TESTED[metric] for metric in settings.metrics)
     }
-    promoted = all(difference.passes for difference in differences.values())
+    refusing = [figure for figure, difference in (benchmarks or {}).items() if not difference.passes]
+    promoted = all(difference.passes for difference in differences.values()) and not refusing
     reason = _describe(differences, settings)
+    reason += f"; refused by {', '.join(refusing)}" if refusing else ""
     reason += f"; before: version {champion_version}" if promoted else f"; champion: version {champion_version}"
-    return Decision(promoted, reason, challenging, reigning, champion_version, evaluated_again, differences)
+    return Decision(
+        promoted, reason, challenging, reigning, champion_version, evaluated_again, differences, benchmarks or {}
+    )
 
 
 def metrics_of(evaluations: pa.Table, settings: GateSettings) -> dict[str, float]:

@@ -28,7 +28,10 @@ CHECKPOINT = "iterit.checkpoint"  # tag of a version: digest of its checkpoint
 HOLDOUT_DIGEST = "iterit.holdout"  # tag of a version: SHA-256 of the holdout it was evaluated on
 READ_AS = "iterit.read_as"  # tag of a version: the settings with which the holdout was read
 
-EVALUATIONS = "holdout/evaluation.parquet"  # artifact of a version's run: losses of each holdout record
+# artifacts of a version's run
+EVALUATIONS = "holdout/evaluation.parquet"  # losses of each holdout record
+BENCHMARKS = "benchmarks/documents.parquet"  # a value for each document of a benchmark
+BENCHMARK_RESULT = "benchmarks/result.json"  # the benchmarks' figures, and what decides what was measured
 
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's error codes
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "chat_template", "vocab", "merges")  # how their names begin
@@ -76,7 +79,7 @@ def register_checkpoint(
         if existing:
             number = str(existing.version)
         else:
-            _log_evaluations(run, evaluations)
+            _log_file(run.run_id, EVALUATIONS, evaluations)
             number = _create_version(run, checkpoint, name, tags, metrics)
         client().set_registered_model_alias(name, alias, number)
     return RegisteredVersion(name, number, is_new=existing is None)
@@ -148,8 +151,24 @@ def download_version(name: str, number: str, folder: Path) -> Path:
         return Path(download_artifacts(f"models:/{name}/{number}", dst_path=str(folder), tracking_uri=tracking_uri()))
 
 
-def download_evaluations(name: str, number: str, folder: Path) -> Path | None:
-    """Download the table that was logged when the version was registered; None where MLflow does not have it."""
+def log_files(name: str, number: str, files: Mapping[str, Path]) -> None:
+    """Add files to the run of a version: artifact -> file. Nothing where the run was deleted, or never was."""
+    from mlflow.exceptions import MlflowException
+
+    with explain_unreachable():
+        run_id = client().get_model_version(name, number).run_id
+        if run_id is None:
+            return
+        try:
+            for artifact, file in files.items():
+                _log_file(run_id, artifact, file)
+        except MlflowException as error:
+            if error.error_code not in NOT_FOUND:
+                raise
+
+
+def download_file(name: str, number: str, artifact: str, folder: Path) -> Path | None:
+    """Download an artifact of the run of a version; None where MLflow does not have it."""
     from mlflow.exceptions import MlflowException
 
     with explain_unreachable():
@@ -157,14 +176,14 @@ def download_evaluations(name: str, number: str, folder: Path) -> Path | None:
         if run_id is None:  # somebody made the version by hand
             return None
         try:
-            artifacts = client().list_artifacts(run_id, str(Path(EVALUATIONS).parent))
+            artifacts = client().list_artifacts(run_id, str(Path(artifact).parent))
         except MlflowException as error:
             if error.error_code in NOT_FOUND:  # the run was deleted
                 return None
             raise
-        if not any(item.path == EVALUATIONS for item in artifacts):
+        if not any(item.path == artifact for item in artifacts):
             return None
-        return Path(client().download_artifacts(run_id, EVALUATIONS, str(folder)))
+        return Path(client().download_artifacts(run_id, artifact, str(folder)))
 
 
 def checkpoint_digest(reference: str) -> str:
@@ -214,11 +233,11 @@ def _versions(name: str) -> list[ModelVersion]:
             return versions
 
 
-def _log_evaluations(run: PipelineRun, table: Path) -> None:
-    scratch = scratch_folder("register") / EVALUATIONS  # an artifact has the name of its file
+def _log_file(run_id: str, artifact: str, file: Path) -> None:
+    scratch = scratch_folder("register") / artifact  # an artifact has the name of its file
     scratch.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(table, scratch)
-    client().log_artifact(run.run_id, str(scratch), str(Path(EVALUATIONS).parent))
+    shutil.copyfile(file, scratch)
+    client().log_artifact(run_id, str(scratch), str(Path(artifact).parent))
 
 
 def _create_version(

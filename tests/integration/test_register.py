@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ import torch
 from mlflow.entities.model_registry import ModelVersion
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from components.benchmarks.run import run_benchmarks, stored_result
 from components.core.errors import UserError
+from components.core.files import write_json
 from components.core.params import load_settings
 from components.data import tables
 from components.data.records import write_records
 from components.promotion.champion import promote_by_hand, roll_back
 from components.provenance.digests import folder_digest
-from components.register import describe_checkpoint
+from components.register import describe_checkpoint, register_by_hand
 from components.tracking import client, registry, runs, stages
 from tests.support.finished_pipeline import RECORDS, dvc, put_model
 from tests.support.project import edit_params
@@ -33,7 +36,14 @@ from tests.support.small_model import make_small_model
 
 def register(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "components.register", "--models", "models", "--metrics", "metrics"]
-    command += ["--holdout", "data/holdout.parquet", "--evaluations", "data/evaluations"]
+    command += [
+        "--holdout",
+        "data/holdout.parquet",
+        "--evaluations",
+        "data/evaluations",
+        "--benchmarks",
+        "data/benchmarks",
+    ]
     return subprocess.run(
         [*command, "--result", "metrics/register.json"],
         cwd=folder,
@@ -206,7 +216,7 @@ def test_only_a_model_that_beats_the_champion_replaces_it(project: Path, tmp_pat
     difference |= {"confidence": 0.95, "margin": 0.0, "detectable": 0.0, "standard_error": 0.0}
     assert json.loads(tags["iterit.gate"])["differences"] == {"loss": difference}
     decided = json.loads(Path("metrics/register.json").read_text())["gate"]
-    assert decided == {"promoted": True, "differences": {"loss": {**difference, **BETTER}}}
+    assert decided == {"promoted": True, "differences": {"loss": {**difference, **BETTER}}, "benchmarks": {}}
     # the champion comes to the gate again: the figures that made it the champion stay
     assert register(project).stdout.splitlines()[1] == "gate: champion: is the champion already"
     assert json.loads(Path("metrics/register.json").read_text())["gate"] == decided
@@ -275,6 +285,55 @@ def test_a_holdout_that_is_too_small_is_reported_after_the_gate(project: Path, t
     )
     assert "\ngate         kept: +0.0000" in done.stdout
     assert f"\n             {resolution.removeprefix('gate: ')}\n" in done.stdout
+
+
+def test_a_champion_without_benchmarks_is_benchmarked_once_and_a_worse_challenger_is_refused(
+    project: Path, tmp_path: Path
+) -> None:
+    retrained(project, tmp_path, 11, 2.0)
+    edit_params(
+        project,
+        {
+            "benchmark": {"tasks": ["local"], "checkpoints": ["2"]},
+            "gate": {"benchmarks": {"plain_text/byte_perplexity": 0.0, "general_choice/acc": 1.0}},
+        },
+    )
+    put_model(project, "2", make_small_model(tmp_path / "other", seed=12), loss=1.0)
+    found = run_benchmarks(Path("models/2"), load_settings(), nullcontext())
+    rows = found.documents.to_pylist()
+    for row in rows:
+        row["value"] += row["metric"] == "byte_perplexity"  # worse by a nat a byte
+    worse = pa.Table.from_pylist(rows, schema=tables.BENCHMARKS)
+    tables.write(Path("data/benchmarks/2.parquet"), worse, tables.BENCHMARKS)
+    stored = stored_result(found, folder_digest(Path("models/2")), load_settings())
+    write_json(Path("metrics/benchmark/2.json"), stored)
+    first = register(project).stdout.splitlines()
+    assert "gate: version 1 has no comparable benchmarks: they are run on it, once" in first
+    verdict, perplexity, accuracy = first[-3:]
+    assert verdict.startswith("gate: kept: +1.0000")
+    assert verdict.endswith("; refused by plain_text/byte_perplexity; champion: version 1")
+    assert perplexity.startswith("gate: plain_text/byte_perplexity: -")
+    assert perplexity.endswith("8 documents: may be worse by more than 0")
+    assert accuracy.startswith("gate: general_choice/acc: ")
+    assert accuracy.endswith("24 documents: not worse by more than 1")
+    decided = json.loads(Path("metrics/register.json").read_text())["gate"]
+    assert not decided["promoted"]
+    assert decided["benchmarks"]["plain_text/byte_perplexity"]["documents"] == 8
+    assert gate_decision()["benchmarks"] == decided["benchmarks"]
+    # the values are kept with both versions; the next challenger needs no other run on the champion
+    for number in ("1", "2"):
+        run_id = client.client().get_model_version("iterit", number).run_id
+        kept = client.client().download_artifacts(run_id, "benchmarks/documents.parquet", str(tmp_path))
+        assert tables.read(Path(kept), tables.BENCHMARKS).num_rows == len(rows)
+    tables.write(Path("data/benchmarks/2.parquet"), found.documents, tables.BENCHMARKS)
+    edit_params(project, {"gate": {"benchmarks": {"plain_text/byte_perplexity": 5.0}}})
+    again = register(project)
+    assert "comparable" not in again.stdout
+    assert "gate: promoted: +1.0000" in again.stdout, again.stderr
+    # of another checkpoint than the one that would be registered
+    put_model(project, "2", make_small_model(tmp_path / "third", seed=13), loss=0.5)
+    with pytest.raises(UserError, match="metrics/benchmark/2.json: of another checkpoint; `dvc repro` makes it again"):
+        register_by_hand()
 
 
 def test_the_best_checkpoint_is_registered_when_gate_register_asks_for_it(project: Path) -> None:

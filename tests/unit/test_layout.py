@@ -30,10 +30,10 @@ ROOMS = {
     "scoring": {"data", "model", "provenance"},
     "training": {"data", "model", "provenance"},
     "overlap": {"data"},
-    "benchmarks": {"data", "evaluation"},
+    "benchmarks": {"data", "evaluation", "model"},
     "evaluation": {"data", "model", "scoring"},
     "comparison": {"data", "evaluation", "model", "scoring"},
-    "promotion": {"data", "evaluation", "model", "provenance", "tracking"},
+    "promotion": {"benchmarks", "data", "evaluation", "model", "provenance", "tracking"},
     "pages": {"comparison", "data", "evaluation", "promotion", "provenance"},
     "audit": {"data", "data_sources", "provenance", "tracking", "training"},
 }
@@ -46,8 +46,8 @@ NO_DEPENDENCY = {
 }
 ALSO_NO_DEPENDENCY = {
     "report": {"components/training/"},  # takes away old trainer states at the end of a run
-    # evaluates a champion again on a new holdout: that goes to the registry, not into an output
-    "register": {f"components/{room}/" for room in ("data", "evaluation", "model", "scoring")},
+    # evaluates a champion again, on a new holdout or benchmark: that decides about the registry
+    "register": {f"components/{room}/" for room in ("benchmarks", "data", "evaluation", "model", "scoring")},
 }
 
 KEYS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from components.core.settings.block import Block, PositiveInt
 
@@ -19,8 +19,21 @@ class GateSettings(Block):
     horizon: PositiveInt = 1
     """Over how many retrainings the error 1 - confidence is spent: each is tested at 1 - (1 - confidence) / horizon, so
     that a model that is no better is promoted by any of them with at most that probability. 52 for a year of weeks."""
+    benchmarks: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Benchmark figures by TASK/METRIC, as in general_choice/acc, with the margin by which each may be worse than the
+    champion's: refused where the lower bound of the paired difference is below -margin. In the figure's unit; of a
+    perplexity, in nats per word or byte."""
     register_: Literal["last", "best"] = Field(default="last", alias="register")
     """Which checkpoint is registered: that of the last iteration, or the best by the first of the metrics."""
+
+    @field_validator("benchmarks", mode="after")
+    @classmethod
+    def figures_have_a_task_and_a_metric(cls, value: dict[str, float]) -> dict[str, float]:
+        for figure in value:
+            task, _, metric = figure.partition("/")
+            if not task or not metric:
+                raise ValueError(f"{figure!r} is no figure: name the task and its metric, such as general_choice/acc")
+        return value
 
     @property
     def confidence_of_each(self) -> float:

@@ -90,6 +90,21 @@ class Settings(Block):
             raise ValueError(f"benchmark.checkpoints: {unknown[0]!r} is no checkpoint; there are: {known}")
         return self
 
+    @model_validator(mode="after")
+    def gate_has_its_benchmarks(self) -> Settings:
+        """Every checkpoint that may be registered is benchmarked, where the gate compares benchmarks."""
+        if not self.gate.benchmarks:
+            return self
+        figure = next(iter(self.gate.benchmarks))
+        if not self.benchmark.tasks:
+            raise ValueError(f"gate.benchmarks: {figure}: benchmark.tasks names no task")
+        may_be_registered = list(self.iterations) if self.gate.register_ == "best" else list(self.iterations)[-1:]
+        if missing := [key for key in may_be_registered if key not in self.benchmark.checkpoints]:
+            raise ValueError(
+                f"gate.benchmarks: {figure}: benchmark.checkpoints must name '{missing[0]}', which may be registered"
+            )
+        return self
+
     @field_validator("experiment", mode="after")
     @classmethod
     def experiment_is_a_name(cls, value: str) -> str:

@@ -67,9 +67,28 @@ def comparison(run: Run) -> Iterator[Part]:
         + ("" if gate else " There is no interval of the gate: it compared nothing."),
         data="data/evaluations/*.parquet",
     )
+    if decision and decision.benchmarks:
+        yield _benchmarks(decision)
     foreseen = foresee(run.settings.gate, run.iterations, METRICS, EVALUATIONS)
     if foreseen and foreseen.is_too_small:
         yield Text(f"The holdout is too small: {foreseen}.")
+
+
+def _benchmarks(decision: Decision) -> Table:
+    columns = ("benchmark", "better by", "95 % interval", "at least", "may be worse by", "documents", "gate")
+    rows = [
+        [
+            figure,
+            f"{one.difference:+.4f}",
+            "-" if one.interval_low is None else f"{one.interval_low:.4f} to {one.interval_high:.4f}",
+            "-" if one.lower_bound is None else f"{one.lower_bound:+.4f}",
+            f"{one.margin:g}",
+            f"{one.documents:,}" + (f", {one.lost:,} without a value" if one.lost else ""),
+            "passes" if one.passes else "refuses",
+        ]
+        for figure, one in decision.benchmarks.items()
+    ]
+    return Table([Column(name, number=name not in ("benchmark", "gate")) for name in columns], rows)
 
 
 def against_base(run: Run, chosen: str, name: str) -> Difference:

@@ -30,8 +30,8 @@ READ_AS = "iterit.read_as"  # tag of a version: the settings with which the hold
 
 # artifacts of a version's run
 EVALUATIONS = "holdout/evaluation.parquet"  # losses of each holdout record
-BENCHMARKS = "benchmarks/documents.parquet"  # a value for each document of a benchmark
-BENCHMARK_RESULT = "benchmarks/result.json"  # the benchmarks' figures, and what decides what was measured
+BENCHMARKS = "benchmark/documents.parquet"  # a value for each document of a benchmark
+BENCHMARK_RESULT = "benchmark/result.json"  # the benchmarks' figures, and what decides what was measured
 
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's error codes
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "chat_template", "vocab", "merges")  # how their names begin

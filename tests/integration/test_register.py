@@ -323,7 +323,7 @@ def test_a_champion_without_benchmarks_is_benchmarked_once_and_a_worse_challenge
     # the values are kept with both versions; the next challenger needs no other run on the champion
     for number in ("1", "2"):
         run_id = client.client().get_model_version("iterit", number).run_id
-        kept = client.client().download_artifacts(run_id, "benchmarks/documents.parquet", str(tmp_path))
+        kept = client.client().download_artifacts(run_id, "benchmark/documents.parquet", str(tmp_path))
         assert tables.read(Path(kept), tables.BENCHMARKS).num_rows == len(rows)
     tables.write(Path("data/benchmarks/2.parquet"), found.documents, tables.BENCHMARKS)
     edit_params(project, {"gate": {"benchmarks": {"plain_text/byte_perplexity": 5.0}}})
@@ -332,7 +332,7 @@ def test_a_champion_without_benchmarks_is_benchmarked_once_and_a_worse_challenge
     assert "gate: promoted: +1.0000" in again.stdout, again.stderr
     # of another checkpoint than the one that would be registered
     put_model(project, "2", make_small_model(tmp_path / "third", seed=13), loss=0.5)
-    with pytest.raises(UserError, match="metrics/benchmark/2.json: of another checkpoint; `dvc repro` makes it again"):
+    with pytest.raises(UserError, match=r"metrics/benchmark/2\.json: of another checkpoint"):
         register_by_hand()
 
 

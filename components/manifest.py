@@ -17,7 +17,6 @@ from components.core.paths import PARAMS, PIPELINE
 from components.core.stage import stage
 from components.data_sources.file_manifest import (
     FORMATS,
-    check_experiment,
     check_source,
     is_readable_format,
     list_files,
@@ -41,7 +40,6 @@ def main() -> None:
         if mistakes:
             raise UserError(*mistakes)
         manifest = list_files(options.source, source)
-        check_experiment(options.source, source, manifest)
         for path in manifest.ignored:
             print(f"{printable(path)}: ignored; {_why_ignored(Path(path))}")
         write_manifest(options.manifest, manifest)

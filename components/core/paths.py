@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
@@ -12,6 +13,15 @@ LOCK = Path("dvc.lock")
 SCRATCH = Path(".iterit")
 SECONDS = SCRATCH / "seconds"  # how long each stage took when it last ran here
 REGISTERED = SCRATCH / "registered.json"  # the version that `register` made or found, and what the gate decided
+
+
+def project_folder() -> Path:
+    """The project: the current folder, or the project whose experiment this folder is.
+
+    DVC runs queued experiments in a temporary folder, which vanishes with its files, and names the project in DVC_ROOT.
+    """
+    root = Path(os.environ.get("DVC_ROOT", "."))
+    return Path() if root.resolve() == Path.cwd() else root
 
 
 def seconds_file(stage: str) -> Path:

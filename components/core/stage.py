@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from components.core.errors import StageBusyError, UserError, exit_on_user_error, first_line
+from components.core.experiment import check_experiment
 from components.core.files import is_full_disk, write_json
 from components.core.lock import LockedError, exclusive_lock
 from components.core.paths import lock_file, seconds_file
@@ -60,6 +61,7 @@ def stage(name: str, key: str | None = None, *, hub: bool = False) -> Iterator[R
     running, started = RunningStage(stage_name(name, key)), time.monotonic()
     timing = seconds_file(running.name)
     with exit_on_user_error(), _explain_full_disk(running.name), _alone(running.name):
+        check_experiment()
         timing.unlink(missing_ok=True)
         yield running
     seconds = {"seconds": time.monotonic() - started, "arithmetic": running.arithmetic.seconds}

@@ -6,7 +6,6 @@ Also the list of the file formats that components/data_sources/files.py reads.
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -92,25 +91,6 @@ def check_source(name: str, source: FileSource, outputs: Iterable[str]) -> list[
             return [f"{_key(name)}: {path}: the pipeline writes {output}; give the source a folder of its own"]
     entries = _walk(path, source.follow_links) if path.is_dir() else ()
     return [f"{_key(name)}: {entry.path}: {entry.mistake}" for entry in entries if entry.mistake]
-
-
-def check_experiment(name: str, source: FileSource, listed: Manifest) -> None:
-    """Raises UserError when an experiment in a folder of its own (--temp, --queue) has other files than the project.
-
-    DVC copies to that folder what git tracks, and names the project in DVC_ROOT.
-    """
-    project = Path(os.environ.get("DVC_ROOT", "."))
-    if Path(source.path).is_absolute() or project.resolve() == Path.cwd():
-        return
-    there = list_files(name, source.model_copy(update={"path": str(project / source.path)})).files
-    expected = {(Path(file.path).relative_to(project).as_posix(), file.sha256) for file in there}
-    differing = sorted(path for path, _ in expected ^ {(file.path, file.sha256) for file in listed.files})
-    if differing:
-        raise UserError(
-            f"{_key(name)}: {source.path}: this experiment would train on other data than the project holds "
-            f"({differing[0]} differs): DVC copies to it only what git tracks; commit the source's files or `dvc add` "
-            "them, name the source by an absolute path, or run without --temp and --queue"
-        )
 
 
 def _key(name: str) -> str:

@@ -57,11 +57,14 @@ TRAINED = ("weight", "train", "loss")  # of a message: 0 or false where it is no
 RECORD_TRAINED = ("weight", "train", "label")  # of a record; TRL's label is false for a completion nobody wants
 REASONING = ("reasoning_content", "reasoning", "thinking")
 CALLS = ("tool_calls", "function_call")
+TOOLS = ("tools", "functions")  # of a record: what the messages could have called
+NO_TOOLS: tuple[Any, ...] = (None, [], "", "[]")
 KEYS = {
     *CONVERSATIONS,
     *ALSO_CONVERSATIONS,
     *SYSTEM,
     *RECORD_TRAINED,
+    *TOOLS,
     "history",
     *(key for pair in PAIRS for key in (pair.prompt, pair.response, pair.input) if key),
 }
@@ -233,6 +236,8 @@ def _beside(row: dict[str, Any], turns: Turns) -> Turns:
     """The turns after the system message and the history that stand beside them. Raises BadRecordError."""
     if any(_is_no(row.get(key)) for key in RECORD_TRAINED if key != "label" or "completion" in row):
         raise BadRecordError("not_to_be_trained", "the record is marked so")
+    if any(row.get(key) not in NO_TOOLS for key in TOOLS):
+        raise BadRecordError("tool_calls", "the record has tools, which would be missing from its prompt")
     history = _history(row.get("history"))
     system = next((_text(row[key], key) for key in SYSTEM if row.get(key)), "")
     if system.strip() and not any(turn.role == "system" for turn in turns):

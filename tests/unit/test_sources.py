@@ -29,7 +29,6 @@ from components.data_sources.docstrings import read_docstrings
 from components.data_sources.file_manifest import (
     ListedFile,
     Manifest,
-    check_experiment,
     check_source,
     list_files,
     listed_files,
@@ -261,6 +260,8 @@ def test_columns_can_have_any_name() -> None:
         ({"prompt": "a", "completion": "b", "label": False}, "not_to_be_trained"),
         ({"messages": [QUESTION, {"role": "assistant", "content": "b", "reasoning_content": "c"}]}, "reasoning"),
         ({"messages": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]}, "tool_calls"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": "b"}], "tools": [{"name": "f"}]}, "tool_calls"),
+        ({"conversations": [{"from": "human", "value": "a"}], "tools": '[{"name": "f"}]'}, "tool_calls"),
         ({"messages": [QUESTION, EMPTY, QUESTION, {"role": "assistant", "content": "b"}]}, "no_response"),
         ({"instruction": "a", "output": "b", "history": "c"}, "unknown_shape"),
         ({"messages": [QUESTION, {"role": "assistant", "content": [{"type": "text", "text": None}]}]}, "no_response"),
@@ -271,6 +272,12 @@ def test_a_value_that_makes_no_record_has_a_reason(value: dict[str, Any], reason
     with pytest.raises(shapes.BadRecordError) as error:
         texts(value)
     assert error.value.reason == reason
+
+
+@pytest.mark.parametrize("tools", [None, [], "", "[]"])
+def test_a_record_whose_list_of_tools_is_empty_is_a_record(tools: Any) -> None:
+    value = {"messages": [QUESTION, {"role": "assistant", "content": "b"}], "tools": tools}
+    assert texts(value)[-1] == ("assistant", "b")
 
 
 def test_an_unknown_shape_is_not_guessed() -> None:
@@ -587,23 +594,6 @@ def test_links_out_of_a_source_are_followed_only_when_it_says_so_and_are_named_o
     assert listed(follow=False) == ([*own, "inner.json"], ["file.json", "folder", "round"])
     outside = ["file.json", "folder/c.json", "folder/deep/d.json", "folder/e.json"]
     assert listed(follow=True) == ([*own, *outside, "inner.json"], ["folder/back", "folder/deep/up", "round"])
-
-
-def test_an_experiment_in_a_folder_of_its_own_uses_the_files_of_the_project_or_refuses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = FileSource(path="in")
-    for place in ("project", "experiment"):
-        (tmp_path / place / "in").mkdir(parents=True)
-        (tmp_path / place / "in/a.json").write_text("[]")
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
-    monkeypatch.chdir(tmp_path / "experiment")
-    check_experiment("mine", source, list_files("mine", source))
-    (tmp_path / "project/in/b.json").write_text("[]")
-    with pytest.raises(UserError, match=r"files\.mine\.path: in: .* other data .*\(in/b\.json differs\).*dvc add"):
-        check_experiment("mine", source, list_files("mine", source))
-    monkeypatch.chdir(tmp_path / "project")
-    check_experiment("mine", source, list_files("mine", source))
 
 
 def test_a_manifest_is_written_as_json_that_a_person_can_read(tmp_path: Path) -> None:

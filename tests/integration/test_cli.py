@@ -66,7 +66,7 @@ def test_help_and_mistakes_import_nothing_heavy() -> None:
     code = """if True:
         import sys
         from flows.cli import main
-        for arguments in (["--help"], ["run", "--help"], ["serve"]):
+        for arguments in (["--help"], ["--version"], ["run", "--help"], ["serve"]):
             try:
                 main(arguments)
             except SystemExit:

@@ -13,7 +13,7 @@ from components.core.settings.pipeline import Settings
 from components.pages.parts import Fact, Facts, Page, Part, Tiles, parts_or_missing, section
 from components.pages.render import render_page
 from components.pages.run import choice, cost, data, noise, origin, result, texts
-from components.pages.run.workspace import METRICS, Run, chosen_iteration, read_holdout
+from components.pages.run.workspace import METRICS, Run, chosen_iteration, read_holdout, read_series
 from components.promotion.registered import Registered
 
 
@@ -44,12 +44,17 @@ def _top(run: Run) -> Iterator[Part]:
     base, new = read_holdout("base"), read_holdout(chosen)
     trained = [read_json(METRICS / "finetune" / f"{key}.json") for key in run.iterations]
     pool = read_json(METRICS / "dedupe.json")["pool"]
-    records, tokens = (sum(one.get(name, 0) for one in trained) for name in ("records", "tokens"))
+    picks, tokens = (sum(one.get(name, 0) for one in trained) for name in ("records", "tokens"))
+    distinct = int(read_series("picks")[-1]["distinct"])
     yield Tiles(
         [
             Fact("loss on the holdout", f"{base.loss:.3f} \u2192 {new.loss:.3f}", "nats per token, lower is better"),
             Fact("perplexity", f"{base.perplexity:.2f} \u2192 {new.perplexity:.2f}", f"{new.records:,} records"),
-            Fact("trained on", f"{records:,}", f"records in {len(trained)} iterations, of a pool of {pool:,}"),
+            Fact(
+                "trained on",
+                f"{distinct:,}",
+                f"records of a pool of {pool:,}: {picks:,} picks, {len(trained)} iterations",
+            ),
             Fact("tokens trained", f"{tokens:,}", "of prompts and responses"),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import pytest
 from scipy import stats
 
 from components.core.files import write_json
+from components.core.params import load_settings
 from components.core.settings.gate import GateSettings
 from components.data import tables
 from components.evaluation.statistics import Interval
 from components.promotion.gate import decide
 from components.promotion.resolution import Resolution, foresee, records_to_show, resolution
+from flows.resolution import say_what_the_holdout_can_show, too_small_after_all
 
+PROJECT = Path(__file__).parents[2]
 LOSSES = np.random.default_rng(1).lognormal(0.8, 0.5, 24)
 DEVIATIONS = np.random.default_rng(2).normal(0, 0.1, 24)
 
@@ -91,6 +95,30 @@ def test_without_a_comparison_the_last_iteration_and_the_base_model_tell(folder:
     assert str(known(folder)).endswith("by the spread of iteration 1 against the base model")
     put_table(folder, "2", LOSSES + 3 * DEVIATIONS)
     assert str(known(folder)).endswith("by the spread of iteration 2 against the base model")
+
+
+def test_the_run_says_it_as_a_warning_where_it_is_too_small_and_again_at_its_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = load_settings(PROJECT / "params.yaml")
+    monkeypatch.chdir(folder)
+    logger = logging.getLogger("run")
+    caplog.set_level(logging.INFO)
+    assert not say_what_the_holdout_can_show(settings, logger)
+    put_table(folder, "base", LOSSES)
+    put_table(folder, "1", LOSSES + DEVIATIONS)
+    too_small = settings.model_copy(update={"gate": GateSettings(margin=0.001)})
+    assert say_what_the_holdout_can_show(settings, logger)
+    assert say_what_the_holdout_can_show(too_small, logger)
+    assert [(record.levelname, record.message[:24]) for record in caplog.records] == [
+        ("INFO", "gate: 24 holdout records"),
+        ("WARNING", "gate: 24 holdout records"),
+    ]
+    kept = decide(evaluated(LOSSES + DEVIATIONS), evaluated(LOSSES), too_small.gate, champion_version="1")
+    promoted = decide(evaluated(LOSSES - 1), evaluated(LOSSES), too_small.gate, champion_version="1")
+    assert (too_small_after_all(too_small, kept) or "").startswith("24 holdout records cannot show gate.margin 0.001")
+    assert too_small_after_all(too_small, promoted) is None
+    assert too_small_after_all(settings, kept) is None
 
 
 def test_the_number_of_records_is_the_smallest_that_shows_the_margin() -> None:

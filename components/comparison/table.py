@@ -38,7 +38,7 @@ def describe_group(group: GroupAnswer) -> str:
 
 def result_table(answer: Answer, group: GroupAnswer, measure: MeasureResult) -> TextTable:
     """One measure: every arm with its interval, against the baseline and against the base model."""
-    rows = [["base model", _mean(measure.base), NOTHING, NOTHING, NOTHING]]
+    rows = [["base model", _mean(measure.base), NOTHING, NOTHING, NOTHING, NOTHING]]
     for arm, result in measure.arms.items():
         against = result.against_baseline
         rows.append(
@@ -46,6 +46,7 @@ def result_table(answer: Answer, group: GroupAnswer, measure: MeasureResult) -> 
                 arm,
                 _mean(result.value),
                 _difference(against) if against else NOTHING,
+                f"{against.adjusted_p_value:.3f}" if against else NOTHING,
                 f"**{against.verdict}**" if against else "baseline",
                 _difference(result.against_base),
             ]
@@ -53,12 +54,12 @@ def result_table(answer: Answer, group: GroupAnswer, measure: MeasureResult) -> 
     better = "higher" if measure.higher_is_better else "lower"
     note = (
         f"{measure.name}, {better} is better: means over {len(group.seeds)} seeds and {measure.records:,} records, "
-        "with 95 % intervals. Differences are paired, by seed and record; a verdict stands after Holm's correction "
-        "over the arms."
+        "with 95 % intervals. Differences are paired, by seed and record. An arm is better or worse where p, "
+        "corrected over the arms by Holm, is below 0.05."
     )
     return TextTable(
         describe_group(group),
-        ("arm", measure.name, f"against {answer.baseline}", "verdict", "against base"),
+        ("arm", measure.name, f"against {answer.baseline}", "p, Holm", "verdict", "against base"),
         rows,
         note + _visible(measure),
     )

@@ -37,6 +37,7 @@ $(VENV)/complete: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	$(BIN)/python -c 'from components.training.deepspeed import build_extension; build_extension()' >/dev/null
 	$(BIN)/python -c 'from components.strategies.iterit import compile_ahead; compile_ahead()'
+	$(BIN)/python -c 'from components.overlap.similarity_join import compile_ahead; compile_ahead()'
 	@# the tables of this folder's Prefect store, for which the first run would wait 6 s; no other database is touched
 	$(if $(PREFECT_API_URL),,env -u PREFECT_API_DATABASE_CONNECTION_URL -u PREFECT_SERVER_DATABASE_CONNECTION_URL \
 		$(BIN)/prefect server database upgrade --yes >/dev/null)

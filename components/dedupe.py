@@ -14,12 +14,7 @@ only for a kept record that it was compared with, so there are no chains of loos
 over a cap, which duplicates.parquet then shows; such a record is not trained on either.) What is like a target is
 removed from what falls to the pool, not from the holdout.
 
-MinHash finds candidates for `near`: a signature of `permutations` minima is cut into b bands of r rows, and two
-records are candidates when they agree in a whole band, which happens with probability 1 - (1 - s^r)^b at similarity s
-(Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4). r is the largest value that misses at most 1 %
-of the pairs at the threshold. The similarity of every candidate pair is then computed exactly. `near_holdout` and
-`like_target` do not depend on MinHash: a product of sparse matrices gives the exact similarity of every pair of pool
-and holdout records, so that no test record is trained on.
+Every pair at the threshold or above it is found, and its similarity is exact (components/overlap/similarity_join.py).
 
 With a noise.share, that share of the pool is then spoiled (components/noise/).
 
@@ -31,12 +26,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-import re
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -44,18 +40,19 @@ from components.core.errors import UserError
 from components.core.files import write_json
 from components.core.params import load_settings
 from components.core.paths import PARAMS
+from components.core.progress import progress
 from components.core.settings.dedupe import DedupeSettings
 from components.core.stage import stage
 from components.data import tables
-from components.data.records import Record, read_records, write_records
+from components.data.records import Record, open_records, read_records, take_records, write_records
 from components.data.tables import Removal
 from components.noise.plant import plant
+from components.overlap.ngrams import record_text
 from components.provenance.statements import statement_of
 
-MISSED = 0.01  # share of the pairs at the threshold that MinHash may miss
-SEED = 1  # of MinHash's hash functions
-BLOCK = 512  # pool records compared with the holdout at a time: 11 MB of similarities for a holdout of 2,600
-WORDS = re.compile(r"\w+")
+if TYPE_CHECKING:
+    from components.overlap.shingles import ShingleSets
+    from components.overlap.similarity_join import Match
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +69,8 @@ class DedupeSummary:
 class Deduplicated:
     """Pool and holdout in the order of the sources, and all other records."""
 
-    pool: list[Record]
-    holdout: list[Record]
+    pool: Sequence[Record]
+    holdout: Sequence[Record]
     removed: list[Removal]
 
     def summary(self) -> DedupeSummary:
@@ -83,11 +80,14 @@ class Deduplicated:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """A record that another record resembles: its index, and their Jaccard similarity."""
+class Compared:
+    """What records are compared by; index i is the i-th record. 1,000 bytes for a record of 65 words."""
 
-    index: int
-    similarity: float
+    ids: list[str]
+    sources: list[str]
+    responses: list[bytes]
+    """SHA-256 of the response, without white space at its ends."""
+    shingles: ShingleSets
 
 
 def deduplicate(
@@ -102,104 +102,112 @@ def deduplicate(
     pool holds nothing like them. Raises UserError when too large a share is removed, and when pool or holdout are
     empty.
     """
-    in_holdout = [_fraction(record.id, "holdout") < settings.holdout_share for record in records]
-    shingles = [shingle(record, settings.ngram) for record in records]
-    kept = _KeptRecords(records, shingles, settings)
+    total = len(records)
+    compared = read_compared(chain(records, targets), total + len(targets), settings.ngram)
+    ids = compared.ids[:total]
+    in_holdout = [_fraction(id_, "holdout") < settings.holdout_share for id_ in ids]
+    kept = _KeptRecords(compared, total, settings)
     for_holdout = [index for index, held in enumerate(in_holdout) if held and kept.add(index)]
-    holdout = _sample(for_holdout, records, settings.max_holdout)
+    holdout = _sample(for_holdout, ids, settings.max_holdout)
     for_pool = [index for index, held in enumerate(in_holdout) if not held]
-    for_pool = _remove_like_targets(for_pool, records, shingles, targets, settings, kept.removed)
-    like_holdout = near_across(shingles, for_pool, sorted(holdout), settings.threshold)
-    for_pool = [index for index in for_pool if kept.add(index, like_holdout.get(index))]
-    _check_removed_share(kept.removed, len(records), settings.max_removed_share)
-    pool = _sample_by_source(for_pool, records, settings.max_records, weights)
-    _check_not_empty(pool, holdout, len(records), settings.holdout_share)
-    for index in sorted({*for_holdout, *for_pool} - holdout - pool):
+    for_pool = _remove_like_targets(for_pool, compared, total, settings, kept.removed)
+    like_holdout = near_across(compared.shingles, for_pool, sorted(holdout), settings.threshold)
+    with progress(total=len(for_pool), unit="records", what="dedupe: duplicates in the pool") as advance:
+        left = []
+        for index in for_pool:
+            if kept.add(index, like_holdout.get(index)):
+                left.append(index)
+            advance(1)
+    _check_removed_share(kept.removed, total, settings.max_removed_share)
+    pool = _sample_by_source(left, compared, settings.max_records, weights)
+    _check_not_empty(pool, holdout, total, settings.holdout_share)
+    for index in sorted({*for_holdout, *left} - holdout - pool):
         kept.remove(index, "over_cap", None)
-    return Deduplicated(
-        [records[index] for index in sorted(pool)], [records[index] for index in sorted(holdout)], kept.removed
-    )
+    return Deduplicated(take_records(records, sorted(pool)), take_records(records, sorted(holdout)), kept.removed)
+
+
+def read_compared(records: Iterable[Record], total: int, ngram: int) -> Compared:
+    """What the `total` records are compared by, with word n-grams of that length."""
+    from components.overlap.shingles import ShingleCollector
+
+    ids: list[str] = []
+    sources: list[str] = []
+    responses: list[bytes] = []
+    shingles = ShingleCollector(ngram)
+    with progress(total=total, unit="records", what="dedupe: words") as advance:
+        for record in records:
+            ids.append(record.id)
+            sources.append(sys.intern(record.source))  # one string for all records of a source
+            response = record.response.strip().encode("utf-8", "surrogatepass")
+            responses.append(hashlib.sha256(response).digest())
+            shingles.add(record_text(record))
+            advance(1)
+    return Compared(ids, sources, responses, shingles.finish())
 
 
 def _remove_like_targets(
-    for_pool: Sequence[int],
-    records: Sequence[Record],
-    shingles: Sequence[frozenset[str]],
-    targets: Sequence[Record],
-    settings: DedupeSettings,
-    removed: list[Removal],
+    for_pool: Sequence[int], compared: Compared, first: int, settings: DedupeSettings, removed: list[Removal]
 ) -> list[int]:
-    """The indices of records that are no duplicate of a target; the others are added to `removed`."""
-    if not targets:
-        return list(for_pool)
-    both = [*shingles, *(shingle(target, settings.ngram) for target in targets)]
-    near = near_across(both, for_pool, range(len(records), len(both)), settings.threshold)
-    by_id = {target.id: target.id for target in targets}
-    by_response = {target.response.strip(): target.id for target in reversed(targets)}
+    """The indices of records that are no duplicate of a target; the others are added to `removed`.
+
+    The targets are what is compared from index `first` on.
+    """
+    targets = range(first, len(compared.ids))
+    near = near_across(compared.shingles, for_pool, targets, settings.threshold)
+    by_id = {compared.ids[target]: target for target in targets}
+    by_response = {compared.responses[target]: target for target in reversed(targets)}
     left = []
     for index in for_pool:
-        record, match = records[index], near.get(index)
-        same = by_id.get(record.id)
+        match = near.get(index)
+        same = by_id.get(compared.ids[index])
         if same is None and settings.same_response:
-            same = by_response.get(record.response.strip())
-        if same is not None:
-            removed.append(Removal(record.id, record.source, same, "like_target", 1.0))
-        elif match:
-            target = targets[match.index - len(records)]
-            removed.append(Removal(record.id, record.source, target.id, "like_target", match.similarity))
-        else:
+            same = by_response.get(compared.responses[index])
+        if same is None and match is None:
             left.append(index)
+            continue
+        target, similarity = (match.index, match.similarity) if same is None and match else (same, 1.0)
+        assert target is not None
+        removed.append(
+            Removal(compared.ids[index], compared.sources[index], compared.ids[target], "like_target", similarity)
+        )
     return left
 
 
 class _KeptRecords:
-    """An index of the records kept so far, by id, response and MinHash bands; and the records that were removed."""
+    """An index of the records kept so far, by id, response and n-grams; and the records that were removed."""
 
-    def __init__(self, records: Sequence[Record], shingles: Sequence[frozenset[str]], settings: DedupeSettings) -> None:
+    def __init__(self, compared: Compared, total: int, settings: DedupeSettings) -> None:
+        from components.overlap.similarity_join import SimilarityIndex
+
         self.removed: list[Removal] = []
-        self._records, self._shingles, self._settings = records, shingles, settings
+        self._compared, self._settings = compared, settings
         self._by_id: dict[str, int] = {}
-        self._by_response: dict[str, int] = {}
-        self._bands = _signature_bands(shingles, settings) if settings.near and records else []
-        self._buckets: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in self._bands]
+        self._by_response: dict[bytes, int] = {}
+        self._near = SimilarityIndex(compared.shingles, settings.threshold, range(total)) if settings.near else None
 
     def add(self, index: int, like_holdout: Match | None = None) -> bool:
         """Keep the record, or remove it as a duplicate of a kept one. Returns whether it is kept."""
-        record = self._records[index]
-        response = record.response.strip()
-        if record.id in self._by_id:
-            self.remove(index, "same_record", Match(self._by_id[record.id], 1.0))
-        elif self._settings.same_response and response in self._by_response:
-            self.remove(index, "same_response", Match(self._by_response[response], 1.0))
+        id_, response = self._compared.ids[index], self._compared.responses[index]
+        if (same := self._by_id.get(id_)) is not None:
+            self.remove(index, "same_record", same)
+        elif self._settings.same_response and (same := self._by_response.get(response)) is not None:
+            self.remove(index, "same_response", same)
         elif like_holdout:
-            self.remove(index, "near_holdout", like_holdout)
-        elif near := self._nearest(index):
-            self.remove(index, "near", near)
+            self.remove(index, "near_holdout", like_holdout.index, like_holdout.similarity)
+        elif self._near and (near := self._near.nearest(index)):
+            self.remove(index, "near", near.index, near.similarity)
         else:
-            self._by_id[record.id] = self._by_response[response] = index
-            for bucket, band in zip(self._buckets, self._bands, strict=True):
-                bucket[band[index]].append(index)
+            self._by_id[id_] = self._by_response[response] = index
+            if self._near:
+                self._near.add(index)
             return True
         return False
 
-    def remove(self, index: int, kind: str, kept: Match | None) -> None:
+    def remove(self, index: int, kind: str, kept: int | None, similarity: float = 1.0) -> None:
         """List the record as removed; `kept` is the record that is kept instead, None for a record over a cap."""
-        record = self._records[index]
-        kept_id, similarity = (self._records[kept.index].id, kept.similarity) if kept else (None, None)
-        self.removed.append(Removal(record.id, record.source, kept_id, kind, similarity))
-
-    def _nearest(self, index: int) -> Match | None:
-        """The most similar kept record, at the threshold or above it; the earlier of two equally similar ones."""
-        candidates = {
-            candidate
-            for bucket, band in zip(self._buckets, self._bands, strict=True)
-            for candidate in bucket.get(band[index], ())
-        }
-        similarities = [
-            (jaccard(self._shingles[index], self._shingles[candidate]), -candidate) for candidate in candidates
-        ]
-        similarity, negated = max(similarities, default=(0.0, 0))
-        return Match(-negated, similarity) if similarity >= self._settings.threshold else None
+        ids, source = self._compared.ids, self._compared.sources[index]
+        kept_id, alike = (None, None) if kept is None else (ids[kept], similarity)
+        self.removed.append(Removal(ids[index], source, kept_id, kind, alike))
 
 
 def _check_removed_share(removed: Sequence[Removal], total: int, limit: float) -> None:
@@ -229,48 +237,8 @@ def _fraction(id_: str, purpose: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{purpose}:{id_}".encode()).digest()[:8]) / 2**64
 
 
-def shingle(record: Record, n: int) -> frozenset[str]:
-    """The word n-grams of prompt and response, in lower case.
-
-    A text of fewer than n words is a single shingle of all its words; a text without any word is itself one.
-    """
-    text = f"{record.prompt}\n{record.response}".lower()
-    words = WORDS.findall(text)
-    if not words:
-        return frozenset({text})  # with an empty shingle, all texts without words would be alike
-    return frozenset(" ".join(words[start : start + n]) for start in range(max(1, len(words) - n + 1)))
-
-
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Jaccard similarity: the size of the intersection by that of the union. The sets must not be empty."""
-    common = len(a & b)
-    return common / (len(a) + len(b) - common)
-
-
-def rows_per_band(threshold: float, permutations: int) -> int:
-    """The largest r with (1 - threshold^r)^(permutations // r) <= MISSED, which gives the fewest false candidates."""
-    return max(
-        (r for r in range(1, permutations + 1) if (1 - threshold**r) ** (permutations // r) <= MISSED), default=1
-    )
-
-
-def _signature_bands(shingles: Sequence[frozenset[str]], settings: DedupeSettings) -> list[list[bytes]]:
-    """For each band, the bytes of every record's signature in that band; records with equal bytes are candidates."""
-    import numpy as np
-    from rensa import RMinHash
-
-    # a fixed seed, so that the same texts have the same signature in every process
-    digests = RMinHash.digests_from_token_sets([sorted(texts) for texts in shingles], settings.permutations, SEED)
-    signatures = np.array(digests, dtype=np.uint32)
-    rows = rows_per_band(settings.threshold, settings.permutations)
-    return [
-        [row.tobytes() for row in signatures[:, start : start + rows]]
-        for start in range(0, settings.permutations - rows + 1, rows)
-    ]
-
-
 def near_across(
-    shingles: Sequence[frozenset[str]], pool: Sequence[int], holdout: Sequence[int], threshold: float
+    shingles: ShingleSets, pool: Sequence[int], holdout: Sequence[int], threshold: float
 ) -> dict[int, Match]:
     """For each index of `pool` the most similar index of `holdout`, where their similarity reaches the threshold.
 
@@ -278,54 +246,31 @@ def near_across(
     """
     if not holdout:
         return {}
-    import numpy as np
+    from components.overlap.similarity_join import SimilarityIndex
 
-    vocabulary: dict[str, int] = {}
-    for index in holdout:
-        for text in shingles[index]:
-            vocabulary.setdefault(text, len(vocabulary))
-    of_holdout = _incidence_matrix([shingles[index] for index in holdout], vocabulary).T.tocsr()
-    holdout_sizes = np.array([len(shingles[index]) for index in holdout])
-    matches: dict[int, Match] = {}
-    for start in range(0, len(pool), BLOCK):
-        block = pool[start : start + BLOCK]
-        sets = [shingles[index] for index in block]
-        common = (_incidence_matrix(sets, vocabulary) @ of_holdout).toarray()
-        sizes = np.array([len(texts) for texts in sets])
-        similarities = common / (sizes[:, None] + holdout_sizes[None, :] - common)
-        best = similarities.argmax(axis=1)  # the first of equals
-        for row in map(int, np.flatnonzero(similarities[np.arange(len(block)), best] >= threshold)):
-            matches[block[row]] = Match(holdout[best[row]], float(similarities[row, best[row]]))
-    return matches
+    index = SimilarityIndex(shingles, threshold, holdout)
+    for held in holdout:
+        index.add(held)
+    matches = ((row, index.nearest(row)) for row in pool)
+    return {row: match for row, match in matches if match}
 
 
-def _incidence_matrix(sets: Sequence[frozenset[str]], vocabulary: dict[str, int]) -> Any:
-    """A scipy CSR matrix of shape (sets, vocabulary), with a 1 for every shingle in a set."""
-    import numpy as np
-    from scipy.sparse import csr_matrix
-
-    rows = [[vocabulary[text] for text in texts if text in vocabulary] for texts in sets]
-    bounds = np.cumsum([0, *map(len, rows)])
-    columns = np.fromiter((column for row in rows for column in row), dtype=np.int32, count=int(bounds[-1]))
-    return csr_matrix((np.ones(len(columns), np.int32), columns, bounds), shape=(len(sets), len(vocabulary)))
-
-
-def _sample(indices: Sequence[int], records: Sequence[Record], limit: int | None) -> set[int]:
+def _sample(indices: Sequence[int], ids: Sequence[str], limit: int | None) -> set[int]:
     """At most `limit` of the indices, those of the smallest hashes: a sample that new data hardly change."""
-    return set(sorted(indices, key=lambda index: _fraction(records[index].id, "cap"))[:limit])
+    return set(sorted(indices, key=lambda index: _fraction(ids[index], "cap"))[:limit])
 
 
 def _sample_by_source(
-    indices: Sequence[int], records: Sequence[Record], limit: int | None, weights: dict[str, float]
+    indices: Sequence[int], compared: Compared, limit: int | None, weights: dict[str, float]
 ) -> set[int]:
     """At most `limit` of the indices, divided among the sources by their weights."""
     if limit is None or len(indices) <= limit:
         return set(indices)
     by_source: dict[str, list[int]] = defaultdict(list)
     for index in indices:
-        by_source[records[index].source].append(index)
+        by_source[compared.sources[index]].append(index)
     quotas = share_out(limit, {name: len(available) for name, available in by_source.items()}, weights)
-    return {index for name, available in by_source.items() for index in _sample(available, records, quotas[name])}
+    return {index for name, available in by_source.items() for index in _sample(available, compared.ids, quotas[name])}
 
 
 def share_out(total: int, available: dict[str, int], weights: dict[str, float]) -> dict[str, int]:
@@ -364,13 +309,13 @@ def exclude_contaminated(result: Deduplicated, texts: pa.Table, ngram: int) -> D
     """
     from components.overlap.contamination import References, split_contaminated
 
-    pool, removed = split_contaminated(result.pool, References(result.holdout, texts, ngram))
-    if not pool:
+    clean, removed = split_contaminated(result.pool, References(result.holdout, texts, ngram))
+    if not clean:
         raise UserError(
             f"{PARAMS}: contamination.exclude: every record of the pool shares {ngram} words with the holdout or a "
             "benchmark; raise contamination.ngram, or do not exclude"
         )
-    return Deduplicated(pool, result.holdout, [*result.removed, *removed])
+    return Deduplicated(take_records(result.pool, clean), result.holdout, [*result.removed, *removed])
 
 
 def main() -> None:
@@ -382,7 +327,7 @@ def main() -> None:
     options = parser.parse_args()
     with stage("dedupe") as running, statement_of(running.name):
         settings = load_settings()
-        records = read_records(options.records)
+        records = open_records(options.records)
         weights = {name: source.weight for name, source in settings.ingest.sources.items()}
         result = deduplicate(records, settings.dedupe, weights, read_records(options.targets))
         if settings.contamination.exclude:

@@ -48,11 +48,12 @@ class Planted:
     """Id of the record that stood there before."""
 
 
-def plant(pool: Sequence[Record], settings: NoiseSettings) -> tuple[list[Record], list[Planted]]:
+def plant(pool: Sequence[Record], settings: NoiseSettings) -> tuple[Sequence[Record], list[Planted]]:
     """The pool with its spoiled records, in its order, and what was done to them."""
     count = round(settings.share * len(pool))
     if not count:
-        return list(pool), []
+        return pool, []
+    pool = list(pool)  # stored records would be made again for each look at them
     chosen = sorted(range(len(pool)), key=lambda row: _digest(settings.seed, pool[row].id))
     spoiled, kept = chosen[:count], chosen[count:]
     kind_of = {row: settings.kinds[place % len(settings.kinds)] for place, row in enumerate(spoiled)}

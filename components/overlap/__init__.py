@@ -1,1 +1,1 @@
-"""Runs of words that texts share: the measure of contamination."""
+"""What texts share: similar sets of word n-grams, and runs of words, the measure of contamination."""

@@ -42,17 +42,17 @@ class References:
         return self._ids[name][overlap.reference]
 
 
-def split_contaminated(records: Iterable[Record], references: References) -> tuple[list[Record], list[Removal]]:
-    """The records that share nothing, and the others as rows of tables.DUPLICATES, of kind `contaminated`.
+def split_contaminated(records: Iterable[Record], references: References) -> tuple[list[int], list[Removal]]:
+    """The rows of the records that share nothing; the others as rows of tables.DUPLICATES, of kind `contaminated`.
 
     Such a row names the record of the holdout as the one that is kept, or a task's document as TASK/NUMBER.
     """
-    clean: list[Record] = []
+    clean: list[int] = []
     removed: list[Removal] = []
-    for record in records:
+    for row, record in enumerate(records):
         overlaps = references.overlaps(record)
         if not overlaps:
-            clean.append(record)
+            clean.append(row)
             continue
         name, overlap = next(iter(overlaps.items()))
         kept = references.id_of(name, overlap)

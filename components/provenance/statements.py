@@ -42,7 +42,7 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:iterit:stage:v1"
 CODE = ("components", "flows", "conf", "dvc.yaml", "pyproject.toml", "requirements.lock")
-PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "peft", "tokenizers", "numpy", "scikit-learn", "rensa")
+PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "peft", "tokenizers", "numpy", "scikit-learn")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ import pytest
 from components.core.errors import UserError
 from components.core.settings.dedupe import DedupeSettings
 from components.data.records import Record
-from components.dedupe import Deduplicated, Match, deduplicate, jaccard, near_across, rows_per_band, share_out, shingle
+from components.dedupe import Deduplicated, deduplicate, share_out
 from tests.support.corpus import changed, make_corpus, record, text
+from tests.support.plain_dedupe import jaccard, shingle
 
 WEIGHTS = {"a": 1.0, "b": 1.0}
 
@@ -76,8 +77,7 @@ def test_a_record_is_removed_only_for_a_kept_record_that_it_resembles(corpus: li
 
 
 def test_no_pool_record_is_a_near_duplicate_of_a_holdout_record(corpus: list[Record]) -> None:
-    # bands from a single permutation find almost no pair: the separation must not depend on them
-    for settings in ({}, {"near": False}, {"permutations": 1}):
+    for settings in ({}, {"near": False}):
         result = run(corpus, **settings)
         pool, holdout = shingles(result.pool), shingles(result.holdout)
         assert max(jaccard(a, b) for a in pool for b in holdout) < 0.8
@@ -177,29 +177,6 @@ def test_records_without_words_are_not_duplicates_of_each_other() -> None:
     result = run([*signs, *(record(text(rng), text(rng)) for _ in range(30))])
     assert result.removed == []
     assert len(result.pool) + len(result.holdout) == 39
-
-
-def test_near_across_finds_what_a_comparison_of_every_pair_finds(corpus: list[Record]) -> None:
-    sets = shingles(corpus)
-    holdout, pool = list(range(200)), list(range(200, len(corpus)))  # more than one block
-    matches = near_across(sets, pool, holdout, 0.6)
-    for index in pool:
-        best, negated = max((jaccard(sets[index], sets[held]), -held) for held in holdout)
-        if best >= 0.6:
-            assert matches[index] == Match(-negated, best)
-        else:
-            assert index not in matches
-    assert len(matches) > 100
-    assert near_across(sets, pool, [], 0.6) == {}
-
-
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0])
-@pytest.mark.parametrize("permutations", [64, 128, 256])
-def test_the_bands_miss_at_most_1_percent_of_the_pairs_at_the_threshold(threshold: float, permutations: int) -> None:
-    rows = rows_per_band(threshold, permutations)
-    assert 1 <= rows <= permutations
-    if 1 - (1 - threshold) ** permutations >= 0.99:
-        assert (1 - threshold**rows) ** (permutations // rows) <= 0.01
 
 
 def test_sources_share_the_pool_by_weight_as_far_as_they_have_records() -> None:

@@ -13,7 +13,7 @@ from tests.support.project import SOURCE
 
 HEAVY = {
     *("accelerate", "datasets", "deepspeed", "dvc", "fastapi", "gguf", "huggingface_hub", "mlflow", "numba", "numpy"),
-    *("pandas", "peft", "prefect", "pyarrow", "rensa", "safetensors", "scipy", "sklearn", "sqlalchemy", "tokenizers"),
+    *("pandas", "peft", "prefect", "pyarrow", "safetensors", "scipy", "sklearn", "sqlalchemy", "tokenizers"),
     *("torch", "transformers"),
 }
 ALLOWED = {  # stages -> heavy libraries that importing their modules may import

@@ -16,8 +16,6 @@ class DedupeSettings(Block):
     """Words per shingle."""
     threshold: float = Field(default=0.8, gt=0, le=1)
     """Jaccard similarity of word n-grams from which two records are near duplicates."""
-    permutations: PositiveInt = 128
-    """Number of hash functions of MinHash, which finds candidates for near duplicates."""
     max_removed_share: Share = 0.9
     """The stage fails when more than this share of the records is removed as duplicates."""
     holdout_share: float = Field(default=0.05, gt=0, lt=1)

@@ -3,6 +3,9 @@
 The sources are read in this order: docstrings, datasets, files. Records of a source with `target: true` are examples of
 what the model is for. They have a table of their own, so that no later stage can train on them.
 
+Records are written as they are read: in memory are the targets, at most `cap` records of a source that has one, and
+the rejections, 500 bytes each.
+
     python -m components.ingest --manifests data/sources --records data/raw.parquet --targets data/target.parquet
         --rejected data/rejected.parquet --metrics metrics/ingest.json
 """
@@ -10,9 +13,10 @@ what the model is for. They have a table of their own, so that no later stage ca
 from __future__ import annotations
 
 import argparse
+import heapq
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,11 @@ from components.core.errors import UserError, printable
 from components.core.files import write_json
 from components.core.params import load_settings
 from components.core.paths import PARAMS
+from components.core.progress import progress
 from components.core.settings.ingest import Columns, DatasetSource, DocstringSource, FileSource, IngestSettings, Source
 from components.core.stage import stage
 from components.data import tables
-from components.data.records import Record, make_record, write_records
+from components.data.records import Record, make_record, records_writer, write_records
 from components.data.tables import Rejection
 from components.data_sources import shapes
 from components.data_sources.file_manifest import list_files, listed_files
@@ -61,11 +66,15 @@ class IngestSummary:
         return fields
 
 
+Keep = Callable[[Record], None]
+"""Takes a record that stays."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """The records of all sources in their order, and what was left out."""
+    """What was read of all sources beside their records."""
 
-    records: list[Record]
+    records: int
     targets: list[Record]
     """Those of the sources with `target: true`, each conversation once."""
     rejected: list[Rejection]
@@ -73,7 +82,7 @@ class Ingested:
     files_without_records: list[str]
 
     def summary(self) -> IngestSummary:
-        return IngestSummary(len(self.records), self.counts, self.files_without_records)
+        return IngestSummary(self.records, self.counts, self.files_without_records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,41 +93,57 @@ class Part:
     items: Items
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SourceRead:
-    """The records of a source in its order, a rejection for every value that makes none, and the silent files."""
+    """How many records a source has, a rejection for every value that makes none, and the silent files."""
 
-    records: list[Record]
-    rejected: list[Rejection]
-    files_without_records: list[str]
+    records: int = 0
+    rejected: list[Rejection] = field(default_factory=list)
+    files_without_records: list[str] = field(default_factory=list)
 
 
-def ingest(settings: IngestSettings, manifests: Path) -> Ingested:
+def ingest(settings: IngestSettings, manifests: Path, keep: Keep) -> Ingested:
     """Read all sources; `manifests` is the folder with the manifest NAME.json of each local source.
 
-    Raises UserError when a source cannot be read, when too large a share of a source is rejected, when a source with
-    `target: true` has no record, and when no other source has one.
+    `keep` gets each record of a source that is no target, in their order. Raises UserError when a source cannot be
+    read, when too large a share of a source is rejected, when a source with `target: true` has no record, and when no
+    other source has one.
     """
-    result = Ingested([], [], [], {}, [])
+    total = 0
+    targets: list[Record] = []
+    rejected: list[Rejection] = []
+    counts: dict[str, SourceCounts] = {}
+    files_without_records: list[str] = []
     for name, source in settings.sources.items():
-        read = read_source(name, source, manifests, settings)
-        count = len(read.records) + len(read.rejected)
+        own: list[Record] = []  # of a target
+        capped = _Capped(source.cap) if source.cap is not None else None
+        take = own.append if source.target else capped.add if capped else keep
+        read = read_source(name, source, manifests, settings, take)
+        count = read.records + len(read.rejected)
         _check_rejected_share(name, read.rejected, count, settings.max_rejected_share)
         if source.target and not read.records:
             raise UserError(without_example(name, source))
-        records, repeated = _split_repeated(read.records, result.targets) if source.target else (read.records, [])
-        rejected = [*read.rejected, *repeated]
-        kept, over_cap = _apply_cap(records, source.cap)
-        (result.targets if source.target else result.records).extend(kept)
-        result.rejected.extend([*rejected, *over_cap])
-        result.files_without_records.extend(read.files_without_records)
-        result.counts[name] = SourceCounts(count, len(kept), len(rejected), len(over_cap))
-    if not result.records:
+        left, repeated = _split_repeated(own, targets)
+        over_cap: list[Rejection] = []
+        if capped is None:
+            targets.extend(left)
+        else:
+            for record in left:
+                capped.add(record)
+            for record in capped.kept():
+                (targets.append if source.target else keep)(record)
+            over_cap = capped.over_cap()
+        kept = read.records - len(repeated) - len(over_cap)
+        total += 0 if source.target else kept
+        rejected.extend([*read.rejected, *repeated, *over_cap])
+        files_without_records.extend(read.files_without_records)
+        counts[name] = SourceCounts(count, kept, len(read.rejected) + len(repeated), len(over_cap))
+    if not total:
         raise UserError(
             f"{PARAMS}: ingest: no source holds a record ({', '.join(settings.sources)}); "
             "put a file into one of the folders under ingest.files, or name another source"
         )
-    return result
+    return Ingested(total, targets, rejected, counts, files_without_records)
 
 
 def has_record(name: str, source: FileSource, settings: IngestSettings) -> bool:
@@ -147,30 +172,31 @@ def without_example(name: str, source: Source) -> str:
     )
 
 
-def read_source(name: str, source: Source, manifests: Path, settings: IngestSettings) -> SourceRead:
-    """The values of one source as records and rejections.
+def read_source(name: str, source: Source, manifests: Path, settings: IngestSettings, keep: Keep) -> SourceRead:
+    """The values of one source: `keep` gets the records, in their order.
 
     Raises UserError for a file in which no value has a known shape, for a column of the source's `columns` that occurs
     in no value, and when too large a share of very many values is rejected.
     """
-    read = SourceRead([], [], [])
+    read = SourceRead()
     columns = None if isinstance(source, DocstringSource) else source.columns
     unseen = {key for key in (columns.input, columns.system) if key} if columns else set()
     for part in _parts(name, source, manifests, settings):
-        records_before, unknown_shape = len(read.records), None
+        records_before, unknown_shape = read.records, None
         for item in part.items:
             if unseen and isinstance(item.value, dict):
                 unseen.difference_update(item.value)
             try:
-                read.records.append(_convert(name, item, columns, settings.max_characters))
+                keep(_convert(name, item, columns, settings.max_characters))
+                read.records += 1
             except BadRecordError as bad:
                 read.rejected.append(_rejection(name, item.where, bad))
                 if bad.reason == "unknown_shape":
                     unknown_shape = unknown_shape or _unknown_shape(name, source, item, bad)
                 if len(read.rejected) % ENOUGH_REJECTED == 0:
-                    count = len(read.records) + len(read.rejected)
+                    count = read.records + len(read.rejected)
                     _check_rejected_share(name, read.rejected, count, settings.max_rejected_share)
-        if len(read.records) == records_before:
+        if read.records == records_before:
             if unknown_shape:  # not single values, but the whole file
                 raise UserError(unknown_shape)
             if part.file:
@@ -267,21 +293,34 @@ def _split_repeated(records: list[Record], before: list[Record]) -> tuple[list[R
     return kept, repeated
 
 
-def _apply_cap(records: list[Record], cap: int | None) -> tuple[list[Record], list[Rejection]]:
-    """At most `cap` of the records, in their order, and a rejection for each of the others.
+class _Capped:
+    """At most `cap` of a source's records, those with the smallest ids, and a rejection for each of the others.
 
-    The records with the smallest ids are kept. Ids are hashes, so this is a sample that new data hardly change. A
-    conversation that occurs twice counts twice, as it does without a cap.
+    Ids are hashes, so this is a sample that new data hardly change. A conversation that occurs twice counts twice, as
+    it does without a cap.
     """
-    if cap is None or len(records) <= cap:
-        return records, []
-    kept = set(sorted(range(len(records)), key=lambda index: (records[index].id, index))[:cap])
-    over_cap = [
-        Rejection(record.source, record.meta["where"], record.id, "over_cap", f"cap is {cap}", bad=False)
-        for index, record in enumerate(records)
-        if index not in kept
-    ]
-    return [records[index] for index in sorted(kept)], over_cap
+
+    def __init__(self, cap: int) -> None:
+        self._cap, self._count = cap, 0
+        self._heap: list[tuple[int, int, Record]] = []  # the largest id first, of equal ones the last
+        self._over: list[tuple[int, Rejection]] = []
+
+    def add(self, record: Record) -> None:
+        """Take the source's next record."""
+        heapq.heappush(self._heap, (-int(record.id, 16), -self._count, record))
+        self._count += 1
+        if len(self._heap) > self._cap:
+            _, place, dropped = heapq.heappop(self._heap)
+            where, detail = dropped.meta["where"], f"cap is {self._cap}"
+            self._over.append((-place, Rejection(dropped.source, where, dropped.id, "over_cap", detail, bad=False)))
+
+    def kept(self) -> list[Record]:
+        """The records that stay, in the order of the source."""
+        return [record for _, _, record in sorted(self._heap, key=lambda entry: -entry[1])]
+
+    def over_cap(self) -> list[Rejection]:
+        """The others, in the order of the source."""
+        return [rejection for _, rejection in sorted(self._over, key=lambda entry: entry[0])]
 
 
 def _remove_other_manifests(folder: Path, sources: Collection[str]) -> None:
@@ -299,9 +338,17 @@ def main() -> None:
     options = parser.parse_args()
     with stage("ingest", hub=True) as running, statement_of(running.name):
         settings = load_settings().ingest
-        result = ingest(settings, options.manifests)
+        with (
+            records_writer(options.records) as write,
+            progress(total=None, unit="records", what=running.name) as advance,
+        ):
+
+            def keep(record: Record) -> None:
+                write(record)
+                advance(1)
+
+            result = ingest(settings, options.manifests, keep)
         _remove_other_manifests(options.manifests, settings.files)
-        write_records(options.records, result.records)
         write_records(options.targets, result.targets)
         tables.write_rows(options.rejected, result.rejected, tables.REJECTED)
         write_json(options.metrics, result.summary().to_json())

@@ -15,8 +15,11 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def progress(*, total: int, unit: str, what: str) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(count)`. Everything goes to stderr; work shorter than 10 s leaves no line in a log."""
+def progress(*, total: int | None, unit: str, what: str) -> Iterator[Callable[[int], None]]:
+    """Yields `advance(count)`; `total` is None where nobody knows it.
+
+    Everything goes to stderr; work shorter than 10 s leaves no line in a log.
+    """
     if sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -43,9 +46,11 @@ def progress(*, total: int, unit: str, what: str) -> Iterator[Callable[[int], No
     yield advance_lines
 
 
-def describe(what: str, done: int, total: int, unit: str, seconds: float) -> str:
+def describe(what: str, done: int, total: int | None, unit: str, seconds: float) -> str:
     """One line: `score@1: 120 of 320 records (38 %), 6.1 records/s, 33 s left`."""
     rate = done / seconds if seconds > 0 else 0.0
+    if total is None:
+        return f"{what}: {done} {unit}, {rate:.2g} {unit}/s"
     left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
     share = f" ({100 * done / total:.0f} %)" if total else ""
     return f"{what}: {done} of {total} {unit}{share}, {rate:.2g} {unit}/s{left}"

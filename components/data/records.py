@@ -13,7 +13,8 @@ import hashlib
 import json
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -23,10 +24,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.core.files import atomic_write
 from components.data import tables
 
 ROLES = ("system", "user", "assistant")
 AT_A_TIME = 4096  # records that are made of stored ones
+GROUP_ROWS, GROUP_BYTES = 1 << 16, 1 << 27  # of a file's row group, about: it is in memory while it is written or read
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +112,11 @@ class StoredRecords(Sequence[Record]):
             ]
         )
 
-    def table(self) -> pa.Table:
-        """tables.RECORDS of the records, in their order."""
-        return pa.Table.from_batches(self._batches, tables.RECORDS).combine_chunks()
+    def tables(self) -> Iterator[pa.Table]:
+        """tables.RECORDS of the records, in their order, part by part."""
+        for batch in self._batches:
+            for start in range(0, batch.num_rows, AT_A_TIME):
+                yield pa.Table.from_batches([batch.slice(start, AT_A_TIME)], tables.RECORDS)
 
 
 def take_records(records: Sequence[Record], rows: Sequence[int]) -> Sequence[Record]:
@@ -121,8 +126,6 @@ def take_records(records: Sequence[Record], rows: Sequence[int]) -> Sequence[Rec
 
 def to_table(records: Iterable[Record]) -> pa.Table:
     """tables.RECORDS of the records, in their order."""
-    if isinstance(records, StoredRecords):
-        return records.table()
     ids, sources, metas, ends = [], [], [], [0]
     roles: list[str] = []
     contents: list[str] = []
@@ -161,7 +164,55 @@ def _from_batch(batch: pa.RecordBatch) -> Iterator[Record]:
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write the records to a Parquet file, in their order."""
-    tables.write(path, to_table(records), tables.RECORDS)
+    if isinstance(records, StoredRecords):
+        with _row_groups(path) as write_table:
+            for table in records.tables():
+                write_table(table)
+    else:
+        with records_writer(path) as write:
+            for record in records:
+                write(record)
+
+
+@contextmanager
+def records_writer(path: Path) -> Iterator[Callable[[Record], None]]:
+    """Yield the function that appends a record to a file, of which a row group is in memory at a time."""
+    with _row_groups(path) as write_table:
+        waiting: list[Record] = []
+
+        def write(record: Record) -> None:
+            waiting.append(record)
+            if len(waiting) == AT_A_TIME:
+                write_table(to_table(waiting))
+                waiting.clear()
+
+        yield write
+        write_table(to_table(waiting))
+
+
+@contextmanager
+def _row_groups(path: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield the function that appends a table to a file; a row group is several of them, in one piece."""
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, tables.RECORDS, compression="zstd") as file:
+        waiting: list[pa.Table] = []
+        written = 0
+
+        def write_group() -> None:
+            nonlocal written
+            group = pa.concat_tables([tables.RECORDS.empty_table(), *waiting]).combine_chunks()
+            file.write_table(group)
+            written += group.num_rows
+            waiting.clear()
+
+        def write_table(table: pa.Table) -> None:
+            waiting.append(table)
+            rows, size = (sum(getattr(part, what) for part in waiting) for what in ("num_rows", "nbytes"))
+            if rows >= GROUP_ROWS or size >= GROUP_BYTES:
+                write_group()
+
+        yield write_table
+        if any(part.num_rows for part in waiting) or not written:
+            write_group()
 
 
 def read_records(path: Path) -> list[Record]:

@@ -59,7 +59,7 @@ ROWS = [{"instruction": f"a{number}", "output": "ä\n" * number, "when": number}
 def _ingest(file: Path, **source: Any) -> None:
     """Everything that `ingest` does with a file, its outputs included."""
     from components.core.settings.ingest import FileSource, IngestSettings
-    from components.data.records import read_records, write_records
+    from components.data.records import Record, read_records, write_records
     from components.data.tables import REJECTED, write_rows
     from components.data_sources.file_manifest import list_files, write_manifest
     from components.ingest import ingest
@@ -67,10 +67,11 @@ def _ingest(file: Path, **source: Any) -> None:
     files = {"x": FileSource(path=str(file), **source)}
     settings = IngestSettings(files=files, max_rejected_share=1.0, max_line_bytes=2**16, max_file_bytes=2**24)
     write_manifest(Path("sources/x.json"), list_files("x", files["x"]))
-    result = ingest(settings, Path("sources"))
-    write_records(Path("raw.parquet"), result.records)
+    records: list[Record] = []
+    result = ingest(settings, Path("sources"), records.append)
+    write_records(Path("raw.parquet"), records)
     write_rows(Path("rejected.parquet"), result.rejected, REJECTED)
-    assert read_records(Path("raw.parquet")) == result.records
+    assert read_records(Path("raw.parquet")) == records
 
 
 def _data_file(name: str, *seeds: bytes) -> Fuzzed:
@@ -146,7 +147,8 @@ def _dataset() -> Fuzzed:
         shutil.copytree("whole", "saved")
         (Path("saved") / names[content[0] % len(names) if content else 0]).write_bytes(content[1:])
         source = DatasetSource(name="saved")
-        ingest(IngestSettings(files={}, datasets={"x": source}, max_rejected_share=1.0), Path("sources"))
+        settings = IngestSettings(files={}, datasets={"x": source}, max_rejected_share=1.0)
+        ingest(settings, Path("sources"), lambda record: None)
 
     return Fuzzed(run, [bytes([number]) + (Path("whole") / name).read_bytes() for number, name in enumerate(names)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 
 from components.core.errors import UserError
 from components.core.settings.ingest import IngestSettings
-from components.data.records import Message, make_record
+from components.data.records import Message, Record, make_record
+from components.data.tables import Rejection
 from components.data_sources.file_manifest import list_files, write_manifest
-from components.ingest import Ingested, SourceCounts, has_record, ingest
+from components.ingest import Ingested, IngestSummary, SourceCounts, has_record, ingest
 
 GOOD = [{"instruction": f"Say {number}.", "output": f"It is {number}."} for number in range(40)]
 
@@ -31,11 +33,41 @@ def write_lines(path: str, rows: list[Any]) -> dict[str, Any]:
     return {"path": path}
 
 
-def run(files: dict[str, dict[str, Any]], **settings: Any) -> Ingested:
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The records of the sources that are no target, and what was read beside them."""
+
+    records: list[Record]
+    beside: Ingested
+
+    @property
+    def rejected(self) -> list[Rejection]:
+        return self.beside.rejected
+
+    @property
+    def counts(self) -> dict[str, SourceCounts]:
+        return self.beside.counts
+
+    @property
+    def targets(self) -> list[Record]:
+        return self.beside.targets
+
+    def summary(self) -> IngestSummary:
+        return self.beside.summary()
+
+
+def whole(settings: IngestSettings, manifests: Path) -> Whole:
+    records: list[Record] = []
+    beside = ingest(settings, manifests, records.append)
+    assert beside.records == len(records)
+    return Whole(records, beside)
+
+
+def run(files: dict[str, dict[str, Any]], **settings: Any) -> Whole:
     checked = IngestSettings.model_validate({"files": files, **settings})
     for name, source in checked.files.items():
         write_manifest(Path("manifests") / f"{name}.json", list_files(name, source))
-    return ingest(checked, Path("manifests"))
+    return whole(checked, Path("manifests"))
 
 
 def test_a_value_that_makes_no_record_is_listed_with_place_and_reason_and_the_others_are_read() -> None:
@@ -85,15 +117,15 @@ def test_sources_are_read_in_order_and_the_files_of_a_source_by_name() -> None:
 
 
 def test_a_cap_keeps_a_sample_that_only_new_records_can_change() -> None:
-    whole = run({"mine": write_lines("a.jsonl", GOOD)})
+    uncapped = run({"mine": write_lines("a.jsonl", GOOD)})
     capped = run({"mine": {**write_lines("a.jsonl", GOOD), "cap": 10}})
     assert len(capped.records) == 10
-    places = [whole.records.index(record) for record in capped.records]
+    places = [uncapped.records.index(record) for record in capped.records]
     assert places == sorted(places) and places != list(range(10))
     over_cap = capped.rejected
     assert {(row.reason, row.bad) for row in over_cap} == {("over_cap", False)}
     ids = {record.id for record in capped.records}
-    assert {row.id for row in over_cap} | ids == {record.id for record in whole.records}
+    assert {row.id for row in over_cap} | ids == {record.id for record in uncapped.records}
     more = [{"instruction": f"More {number}.", "output": f"{number}"} for number in range(10)]
     grown = run({"mine": {**write_lines("a.jsonl", more + GOOD), "cap": 10}})
     new = {record.id for record in grown.records} - ids
@@ -176,10 +208,10 @@ def test_only_files_of_the_manifest_are_read() -> None:
     settings = IngestSettings.model_validate({"files": {"mine": {"path": "folder"}}})
     write_manifest(Path("manifests/mine.json"), list_files("mine", settings.files["mine"]))
     write_lines("folder/b.jsonl", GOOD[1:2])
-    assert len(ingest(settings, Path("manifests")).records) == 1
+    assert len(whole(settings, Path("manifests")).records) == 1
     write_lines("folder/a.jsonl", GOOD[2:3])
     with pytest.raises(UserError, match=r"folder/a\.jsonl: has changed since its source was listed"):
-        ingest(settings, Path("manifests"))
+        whole(settings, Path("manifests"))
 
 
 def test_a_saved_dataset_is_a_source(folder: Path) -> None:
@@ -188,7 +220,7 @@ def test_a_saved_dataset_is_a_source(folder: Path) -> None:
     datasets.disable_progress_bars()
     datasets.Dataset.from_list(GOOD).save_to_disk(str(folder / "saved"))
     settings = IngestSettings.model_validate({"files": {}, "datasets": {"saved": {"name": "saved"}}})
-    result = ingest(settings, folder)
+    result = whole(settings, folder)
     assert [record.response for record in result.records] == [row["output"] for row in GOOD]
     assert result.records[1].meta == {"where": "saved train row 2"}
 

@@ -20,14 +20,19 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import BAD_INPUT, TRY_LATER
-from components.core.paths import seconds_file
+from components.core.errors import BAD_INPUT, TRY_LATER, UserError, without_password
+from components.core.files import atomic_write
+from components.core.params import parse_yaml
+from components.core.paths import LOCK, SCRATCH, seconds_file
 from components.core.process import die_with_parent, name_as_parent, relax_gc
+
+MERGE = "<<<<<<<"  # how git marks what it could not merge
 
 
 def main() -> None:
@@ -44,15 +49,48 @@ def main() -> None:
     stage_logger = logging.getLogger("dvc.stage.run")
     stage_logger.setLevel(logging.INFO)
     stage_logger.addFilter(announce_stage)
+    restore_broken_lock()
     try:
         repo = Repo(os.curdir)
     except (DvcException, SCMError) as failure:  # no git repository, or a configuration that DVC cannot read
-        reason = str(failure)
+        reason = without_password(str(failure))
         _serve(lambda _: {"error": reason, "exit_code": BAD_INPUT})
         return
     with repo:
         remove_broken_rwlock(repo)
         _serve(lambda request: answer(repo, request))
+
+
+def restore_broken_lock() -> None:
+    """Put the last committed dvc.lock in the place of one that a killed process has half written, and say so.
+
+    DVC writes it in place and refuses what it cannot read; the end of a number that is cut off would even be believed.
+    What was made since the commit is in DVC's run cache. A merge that is not resolved is left to the user.
+    """
+    text = LOCK.read_text(encoding="utf-8", errors="replace") if LOCK.is_file() else None
+    if text is None or _is_whole(text) or MERGE in text:
+        return
+    kept = SCRATCH / f"{LOCK.name}.broken"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(text, encoding="utf-8")
+    committed = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, text=True, check=False)
+    if committed.returncode == 0:
+        with atomic_write(LOCK) as temporary:
+            temporary.write_text(committed.stdout, encoding="utf-8")
+    else:
+        LOCK.unlink()
+    print(f"warning: {LOCK} was half written by a killed process; the last committed one is in its place ({kept})")
+
+
+def _is_whole(text: str) -> bool:
+    from dvc.dvcfile import Lockfile
+    from dvc.utils.strictyaml import YAMLValidationError
+
+    try:
+        Lockfile.validate(parse_yaml(text, str(LOCK)), str(LOCK))
+    except (UserError, YAMLValidationError):
+        return False
+    return text.endswith("\n")
 
 
 def remove_broken_rwlock(repo: Any) -> None:
@@ -116,9 +154,9 @@ def answer(repo: Any, request: dict[str, str]) -> dict[str, Any]:
     except LockError:
         return {"error": "another dvc command is at work in this folder", "exit_code": TRY_LATER}
     except DvcException as error:
-        cause = error.__cause__ or error
-        exit_code = re.search(r"exited with (-?\d+)$", str(cause))
-        return {"error": str(cause), "exit_code": int(exit_code[1]) if exit_code else None}
+        cause = without_password(str(error.__cause__ or error))
+        exit_code = re.search(r"exited with (-?\d+)$", cause)
+        return {"error": cause, "exit_code": int(exit_code[1]) if exit_code else None}
 
 
 def reproduce(repo: Any, stage: str, *, keep: bool = True) -> str:

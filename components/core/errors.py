@@ -12,18 +12,20 @@ from contextlib import contextmanager
 
 BAD_INPUT, TRY_LATER = 2, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h
 LONGEST_LINE = 500  # characters of another library's message, which may repeat a whole file
+SENSITIVE = "token|password|passwd|pwd|secret|signature|credential|key"  # in the names of what follows a ? or &
 
 
 class UserError(Exception):
     """What is wrong, where (file, key or record), and what would be right: one line per mistake.
 
-    Whatever a line repeats of names, keys or data is escaped: it stays one line, and never controls a terminal.
+    Whatever a line repeats of names, keys or data is escaped: it stays one line, and never controls a terminal. The
+    passwords of addresses are left out.
     """
 
     exit_code = BAD_INPUT
 
     def __init__(self, *mistakes: str) -> None:
-        self.mistakes = [printable(mistake) for mistake in mistakes]
+        self.mistakes = [printable(without_password(mistake)) for mistake in mistakes]
         super().__init__("\n".join(self.mistakes))
 
 
@@ -59,12 +61,15 @@ def exit_on_user_error() -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, cut where it is very long; the system's own words for an OSError."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(text).splitlines()[0][:LONGEST_LINE]
+    return without_password(str(text).splitlines()[0])[:LONGEST_LINE]
 
 
-def without_password(url: str) -> str:
-    """The address without the user and password that it may hold, for messages and records."""
-    return re.sub(r"(?<=://)[^/?#]*@", "", url)
+def without_password(text: str) -> str:
+    """The text with the addresses in it as they may be shown and recorded: without user and password, and without the
+    values of query arguments that are named as secrets are.
+    """
+    text = re.sub(r"(?<=://)[^\s/?#]*@", "", text)
+    return re.sub(rf"(?i)(?<=[?&])([\w.-]*(?:{SENSITIVE})[\w.-]*=)[^\s&#'\"]+", r"\1...", text)
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,13 @@ def test_a_project_itself_is_never_compared_with_anything(project: Path, monkeyp
     monkeypatch.delenv("DVC_ROOT")
     check_experiment()
     assert not (project / ".iterit").exists()
+
+
+def test_every_stage_of_an_experiment_looks_before_it_works(project: Path) -> None:
+    (project / "data/incoming/b.json").write_text("[]")
+    code = "from components.core.stage import stage\nwith stage('any'): print('worked')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)}
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: params.yaml: ingest.files.incoming.path: data/incoming: this experiment")

@@ -14,7 +14,7 @@ from components.core.params import load_settings
 from components.core.process import quiet_environment
 from components.tracking.client import import_mlflow
 from flows.parameters import set_parameters
-from flows.server import start_prefect_server, wait_until_healthy
+from flows.server import leave_without_server, start_prefect_server, wait_until_healthy
 from flows.workspace import check_workspace, claim_workspace
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def run_flow(flow: Callable[..., State[Any]], *, commit: bool = True) -> int:
 
     Raises the flow's UserError, and Unreachable when another run is at work in this folder.
     """
+    from httpx import TransportError
+
     from flows.summary import print_summary
     from flows.task import StageError
 
@@ -47,6 +49,8 @@ def run_flow(flow: Callable[..., State[Any]], *, commit: bool = True) -> int:
     wait_until_healthy()
     try:
         state = flow(commit=commit, return_state=True)
+    except TransportError:  # Prefect could not report the end
+        leave_without_server()
     except KeyboardInterrupt:
         print("stopped; `iterit run` goes on with the stage that was interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -1,12 +1,11 @@
 """Ends what a killed run leaves in Prefect and MLflow: runs that look as if they were still going on.
 
-A run notes down its ids while it holds the folder's lock, and removes the note at its end, also when it fails. Whoever
-has the lock and finds a note knows that the run was killed.
+A run notes down its ids as soon as it holds the folder's lock, and the note stays: whether its run has ended is what
+Prefect and MLflow say when the next one begins. So there is no moment at which a kill leaves a run that nobody ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -30,43 +29,37 @@ NOTE = SCRATCH / "running.json"
 
 @dataclass(frozen=True, slots=True)
 class RunningNote:
-    """The run that is at work in this folder; with no ids, none is."""
+    """The newest run in this folder, and what runs before it may have left open."""
 
     flow_run: str | None = None
     """Prefect's id."""
     mlflow_run: str | None = None
+    """None before it begins, and when it has ended."""
     unfinished: tuple[str, ...] = ()
     """MLflow runs of killed runs that MLflow could not be asked to end yet."""
+    earlier: tuple[str, ...] = ()
+    """Flow runs before this one that Prefect has not been asked about yet."""
 
 
 def note_run(note: RunningNote) -> None:
-    """Say which run is at work, or which killed runs are still to be ended."""
+    """Say which run is at work, or was the last."""
     write_json(NOTE, asdict(note))
 
 
-def remove_note(unfinished: Sequence[str] = ()) -> None:
-    """Say that no run is at work; `unfinished` is what end_interrupted_run could not end."""
-    if unfinished:
-        note_run(RunningNote(unfinished=tuple(unfinished)))
-    else:
-        NOTE.unlink(missing_ok=True)
-
-
-def end_interrupted_run(logger: Logger) -> tuple[str, ...]:
-    """End the run that a kill has left running, if there is one: Crashed in Prefect, KILLED in MLflow.
+def begin_run(flow_run: str, logger: Logger) -> list[str]:
+    """Note down the flow run, and end the runs that a kill has left running: Crashed in Prefect, KILLED in MLflow.
 
     Returns the MLflow runs that could not be ended because the server does not answer: a warning, and the next run
     tries again.
     """
-    if not NOTE.is_file():
-        return ()
-    note = RunningNote(**read_json(NOTE))
-    if note.flow_run:
-        _crash(note.flow_run)
+    before = RunningNote(**read_json(NOTE)) if NOTE.is_file() else RunningNote()
+    earlier = (*before.earlier, *([before.flow_run] if before.flow_run else []))
+    runs = (*before.unfinished, *([before.mlflow_run] if before.mlflow_run else []))
+    note_run(RunningNote(flow_run, unfinished=runs, earlier=earlier))
+    if any([_crash(run) for run in earlier]):  # noqa: C419  each of them
         logger.info("the run before this one was killed; it is ended as killed in Prefect and MLflow")
-    runs = [*note.unfinished, *([note.mlflow_run] if note.mlflow_run else [])]
-    unfinished = tuple(run for run in runs if not _kill(run, logger))
-    remove_note(unfinished)
+    unfinished = [run for run in runs if not _kill(run, logger)]
+    note_run(RunningNote(flow_run, unfinished=tuple(unfinished)))
     return unfinished
 
 
@@ -82,17 +75,19 @@ def _kill(run: str, logger: Logger) -> bool:
     return True
 
 
-def _crash(flow_run: str) -> None:
-    """Set the flow run and its tasks to Crashed, unless they have ended."""
+def _crash(flow_run: str) -> bool:
+    """Set the flow run and its tasks to Crashed, unless they have ended. Whether the flow run had not."""
     state: State[None] = Crashed(message="its process was killed")
     with get_client(sync_client=True) as client:
         try:
             run = client.read_flow_run(UUID(flow_run))
         except ObjectNotFound:  # another Prefect database
-            return
+            return False
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
         for task in tasks:
             if task.state is not None and not task.state.is_final():
                 client.set_task_run_state(task.id, state, force=True)
-        if run.state is not None and not run.state.is_final():
-            client.set_flow_run_state(run.id, state, force=True)
+        if run.state is None or run.state.is_final():
+            return False
+        client.set_flow_run_state(run.id, state, force=True)
+        return True

@@ -1,17 +1,19 @@
 """The MLflow records of a flow run, written beside it: while a stage runs, the stages before it are logged.
 
-An unreachable tracking server costs one warning and no training: the stage `register` logs from the same files later.
+A tracking server that is lost or refuses costs one warning and no training: the stage `register` logs from the same
+files later.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
-from components.core.errors import Unreachable
+from components.core.errors import Unreachable, UserError
 from components.core.paths import scratch_folder
 from components.core.settings.pipeline import Settings
 from components.tracking import runs, stages
@@ -32,11 +34,27 @@ class Recording:
         self._background = background
         self._logger = logger
         self._pending: list[Future[None]] = []
+        self._lost = False  # whether something could not be written
 
     def record(self, stage: str) -> None:
-        """Log a stage from its files, in the background."""
+        """Log a stage from its files, in the background; nothing once the server is lost."""
         if self.run is not None:
-            self._pending.append(self._background.submit(stages.record_stage, self.run, stage))
+            self._pending.append(self._background.submit(self._record, self.run, stage))
+
+    def _record(self, run: runs.PipelineRun, stage: str) -> None:
+        if not self._lost:
+            self._write(partial(stages.record_stage, run, stage))
+
+    def _write(self, write: Callable[[], None]) -> bool:
+        """Whether it could be written; the first time that it could not costs a warning."""
+        try:
+            write()
+        except UserError as error:
+            if not self._lost:
+                self._logger.warning("%s", error)
+            self._lost = True
+            return False
+        return True
 
     @contextmanager
     def logging_steps(self, stage: str) -> Iterator[None]:
@@ -64,31 +82,28 @@ class Recording:
                 ]
                 try:
                     runs.log_steps(run, metrics)
-                except Unreachable:
+                except UserError:
                     return  # the stage's own record gives the warning
                 logged = len(steps)
 
     def wait(self) -> None:
-        """Return when everything is logged; with one warning when the server does not answer any more."""
+        """Return when everything is logged that can be."""
         pending, self._pending = self._pending, []
-        try:
-            for future in pending:
-                future.result()
-        except Unreachable as error:
-            self._logger.warning("%s", error)
-            for future in pending:
-                future.cancel()
+        for future in pending:
+            future.result()
 
-    def finish(self, status: str) -> None:
-        """End the MLflow run as FINISHED, FAILED or KILLED, after everything is logged."""
-        if self.run is not None:
-            self._pending.append(self._background.submit(runs.finish_pipeline_run, self.run, status))
+    def finish(self, status: str) -> bool:
+        """End the MLflow run as FINISHED, FAILED or KILLED, after everything is logged. Whether it has ended."""
         self.wait()
+        return self.run is None or self._write(partial(runs.finish_pipeline_run, self.run, status))
 
 
 @contextmanager
-def recording(settings: Settings, logger: Logger) -> Iterator[Recording]:
-    """An MLflow run that lasts as long as the block: it ends as FINISHED, FAILED, or KILLED by Ctrl-C."""
+def recording(settings: Settings, logger: Logger, unfinished: list[str]) -> Iterator[Recording]:
+    """An MLflow run that lasts as long as the block: it ends as FINISHED, FAILED, or KILLED by Ctrl-C.
+
+    Where its end cannot be recorded, its id joins `unfinished`.
+    """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow") as background:
         try:
             run = runs.start_pipeline_run(settings)
@@ -104,4 +119,5 @@ def recording(settings: Settings, logger: Logger) -> Iterator[Recording]:
             status = "KILLED"
             raise
         finally:
-            records.finish(status)
+            if not records.finish(status) and run is not None:
+                unfinished.append(run.run_id)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from httpx import TransportError
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
@@ -30,11 +31,12 @@ from prefect.states import Completed, Failed
 from components.core.params import load_settings
 from components.core.settings.pipeline import Settings
 from components.tracking.runs import RUN_VARIABLE
-from flows.interrupted import RunningNote, end_interrupted_run, note_run, remove_note
+from flows.interrupted import RunningNote, begin_run, note_run
 from flows.page import PAGE, publish_page
 from flows.recording import Logger, recording
 from flows.resolution import say_what_the_holdout_can_show
 from flows.seal import seal
+from flows.server import ServerLostError, leave_without_server, mute_losses, require_server
 from flows.stages import data_stages, iteration_stages
 from flows.summary import read_rows
 from flows.task import StageError, dvc_worker, run_stage
@@ -48,17 +50,21 @@ def retrain(commit: bool = True) -> State[Any]:
     The state's name is Retrained, Unchanged, Busy or Failed; the result of a failed state is its UserError or
     StageError.
     """
+    mute_losses()
     try:
-        settings = load_settings()
-        check_workspace(settings)
         with workspace_lock():
-            unfinished = end_interrupted_run(get_run_logger())
-            note_run(RunningNote(flow_run.id, unfinished=unfinished))
+            unfinished = begin_run(flow_run.id, get_run_logger())
+            settings = load_settings()
+            check_workspace(settings)
             sealing = settings.seal if commit else settings.seal.model_copy(update={"commit": False})
             try:
-                return _retrain(settings.model_copy(update={"seal": sealing}), unfinished)
+                state = _retrain(settings.model_copy(update={"seal": sealing}), unfinished)
+                require_server()  # it is told of the state next
+                return state
+            except (ServerLostError, TransportError):
+                leave_without_server()  # the next run ends this one in Prefect
             finally:
-                remove_note(unfinished)
+                note_run(RunningNote(flow_run.id, unfinished=tuple(unfinished)))
     except WorkspaceBusyError as busy:
         get_run_logger().warning("%s; this one ends", busy)
         return Completed(name="Busy", message=str(busy), data="busy")
@@ -68,7 +74,7 @@ def retrain(commit: bool = True) -> State[Any]:
         return Failed(message="\n".join(error.lines), data=error)
 
 
-def _retrain(settings: Settings, unfinished: tuple[str, ...]) -> State[str]:
+def _retrain(settings: Settings, unfinished: list[str]) -> State[str]:
     logger = get_run_logger()
     with dvc_worker() as ask:
         status = ask({"do": "status"}, logger.info)
@@ -80,13 +86,14 @@ def _retrain(settings: Settings, unfinished: tuple[str, ...]) -> State[str]:
             if not PAGE.is_file():
                 publish_page(settings, logger)
             return Completed(name="Unchanged", data="unchanged")
-        with recording(settings, logger) as records:
+        with recording(settings, logger, unfinished) as records:
             if records.run is not None:
-                note_run(RunningNote(flow_run.id, records.run.run_id, unfinished))
+                note_run(RunningNote(flow_run.id, records.run.run_id, tuple(unfinished)))
                 ask({"do": "environment", RUN_VARIABLE: records.run.run_id}, logger.info)
                 create_link_artifact(records.run.url, "MLflow run", key="mlflow-run")
 
             def run(stage: str) -> None:
+                require_server()
                 with records.logging_steps(stage):
                     run_stage(stage, ask, return_state=True).result()  # raises StageError
                 if stage != "register":  # it records itself
@@ -118,6 +125,7 @@ def _run_stages(settings: Settings, run: Callable[[str], None], logger: Logger) 
 
 def _show_iterations(settings: Settings, last: str) -> None:
     """Show the iterations up to `last` as a table in Prefect, which keeps one table per iteration."""
+    require_server()
     iterations = {key: value for key, value in settings.iterations.items() if int(key) <= int(last)}
     rows = [asdict(row) for row in read_rows(settings.model_copy(update={"iterations": iterations}))]
     create_table_artifact(rows, key=f"iteration-{last}", description=f"Up to iteration {last}")

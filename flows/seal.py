@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.core.errors import without_password
 from components.core.files import read_json
 from components.core.paths import LOCK, PARAMS, SCRATCH
 from components.core.settings.seal import SealSettings
@@ -138,7 +139,7 @@ def _push(logger: Logger) -> None:
 
 
 def _last_line(text: str, default: str) -> str:
-    return (text.strip().splitlines() or [default])[-1]
+    return without_password((text.strip().splitlines() or [default])[-1])
 
 
 def _identity(author: str) -> dict[str, str]:

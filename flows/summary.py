@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from components.core.errors import Unreachable
+from components.core.errors import UserError
 from components.core.files import read_json
 from components.core.paths import SECONDS
 from components.core.settings.pipeline import Settings
@@ -108,7 +108,7 @@ def _describe_registered(settings: Settings) -> list[str]:
         ]
     try:
         version = version_of_checkpoint(described.model, described.checkpoint)
-    except Unreachable as error:
+    except UserError as error:
         return [f"registered   not known: {error}"]
     if version is None:
         return [f"registered   no version of {described.model} holds models/{described.iteration}: `iterit register`"]

@@ -20,7 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from components.core.errors import TRY_LATER, printable
+from components.core.errors import TRY_LATER, printable, without_password
 from components.core.paths import PARAMS
 from components.core.process import name_as_parent
 
@@ -96,7 +96,7 @@ class DvcProcess:
         for line in self._process.stdout:
             printed, is_last, _ = line.rstrip("\n").partition(mark)  # a stage may end within a line
             if printed.strip():
-                on_line(printable(printed))
+                on_line(printable(without_password(printed)))
             if is_last:
                 return Answer(**json.loads(self._answers.readline()))
         return Answer(error=f"the DVC process ended with code {self._process.wait()}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import urllib.parse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.core.errors import Unreachable, UserError, first_line, without_password
+from components.core.errors import Unreachable, UserError, first_line
+from components.core.paths import project_folder
 from components.core.process import quiet_environment
 
 if TYPE_CHECKING:
@@ -20,26 +22,34 @@ DEFAULTS = {
     # MLflow would try an unreachable server 7 times, for up to 2 minutes each; this gives up in 30 s
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "12",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the flow shows the run's page
 }
 
 TRY_AGAIN = (408, 425, 429)  # HTTP: request time-out, too early, too many requests
+SQLITE = "sqlite:///"  # how the address of a store in a file begins
 LOCAL_PAGE = "http://127.0.0.1:5000"  # where `mlflow server` listens by default
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or the SQLite store in the project folder."""
-    folder = project_folder()
-    default = f"sqlite:///{'' if folder == Path() else f'{folder}/'}mlflow.db"
-    return os.environ.get("MLFLOW_TRACKING_URI") or default
+    """MLFLOW_TRACKING_URI, or the SQLite store in the project folder.
 
-
-def project_folder() -> Path:
-    """The folder that keeps MLflow's records: the current one, or that of the project whose experiment this is.
-
-    DVC runs queued experiments in a temporary folder, which vanishes with its files, and names the project in DVC_ROOT.
+    A server's user and password are moved to the variables that MLflow has for them, so that the address can be shown
+    and recorded; a database's stay in it.
     """
-    root = Path(os.environ.get("DVC_ROOT", "."))
-    return Path() if root.resolve() == Path.cwd() else root
+    folder = project_folder()
+    default = f"{SQLITE}{'' if folder == Path() else f'{folder}/'}mlflow.db"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or default
+    parts = urllib.parse.urlsplit(uri)
+    if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
+        return uri
+    if not (parts.username and parts.password):
+        raise UserError(f"MLFLOW_TRACKING_URI {uri}: expected USER:PASSWORD before the @")
+    if "MLFLOW_TRACKING_TOKEN" not in os.environ:
+        os.environ.setdefault("MLFLOW_TRACKING_USERNAME", urllib.parse.unquote(parts.username))
+        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", urllib.parse.unquote(parts.password))
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    os.environ["MLFLOW_TRACKING_URI"] = shown
+    return shown
 
 
 @contextmanager
@@ -56,7 +66,7 @@ def explain_unreachable() -> Iterator[None]:
         client()  # opens the store
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        line = f"MLFLOW_TRACKING_URI {without_password(tracking_uri())}: {without_password(first_line(error))[:200]}"
+        line = f"MLFLOW_TRACKING_URI {tracking_uri()}: {first_line(error)[:200]}"
         status: int | None = getattr(error, "get_http_status_code", lambda: None)()
         if status is not None and 400 <= status < 500 and status not in TRY_AGAIN:
             raise UserError(f"{line}; the training is kept, `iterit run` records it once that is mended") from error
@@ -71,7 +81,11 @@ def client() -> MlflowClient:
     import_mlflow()
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri())
+    uri = tracking_uri()
+    if uri.startswith(SQLITE):
+        with suppress(OSError):  # MLflow's own error says more
+            Path(uri.removeprefix(SQLITE)).touch(mode=0o600)  # a new store is its owner's; an old one keeps its mode
+    return MlflowClient(uri)
 
 
 def import_mlflow() -> None:

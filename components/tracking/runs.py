@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from components.core.errors import UserError
 from components.core.files import flatten
 from components.core.params import read_params
-from components.core.paths import PARAMS
+from components.core.paths import PARAMS, project_folder
 from components.core.settings.pipeline import Settings
-from components.tracking.client import LOCAL_PAGE, client, explain_unreachable, project_folder, tracking_uri
+from components.tracking.client import LOCAL_PAGE, client, explain_unreachable, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run

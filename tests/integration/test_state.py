@@ -8,10 +8,12 @@ import signal
 import sqlite3
 from pathlib import Path
 
+import psutil
 import pytest
 
 from components.tracking.client import client
-from flows.interrupted import NOTE, RunningNote, end_interrupted_run, note_run, remove_note
+from flows.interrupted import NOTE, RunningNote, begin_run, note_run
+from flows.server import LOST
 from tests.support.project import at_work_in, call, edit_params, hashes, iterit, start, task_states, wait_for
 
 TAG = "iterit/iterit/v1"
@@ -20,6 +22,12 @@ TAG = "iterit/iterit/v1"
 def query(folder: Path, database: str, sql: str) -> list[tuple[object, ...]]:
     with sqlite3.connect(folder / database) as connection:
         return connection.execute(sql).fetchall()
+
+
+def open_runs(folder: Path) -> list[str]:
+    """MLflow runs that the next run has to end."""
+    note = json.loads((folder / NOTE).read_text())
+    return [*note["unfinished"], *([note["mlflow_run"]] if note["mlflow_run"] else [])]
 
 
 def versions_and_aliases(folder: Path) -> tuple[int, dict[str, int]]:
@@ -60,7 +68,7 @@ def test_a_killed_run_is_ended_in_prefect_and_mlflow_by_the_next(after_a_run: Pa
     status = f"select status from runs where run_uuid = '{killed['mlflow_run']}'"
     assert query(after_a_run, "mlflow.db", status) == [("KILLED",)]
     assert query(after_a_run, "mlflow.db", "select count(*) from runs where status = 'RUNNING'") == [(0,)]
-    assert not (after_a_run / NOTE).exists()
+    assert open_runs(after_a_run) == []
 
 
 def test_a_killed_run_that_mlflow_cannot_end_now_is_ended_later(
@@ -70,17 +78,50 @@ def test_a_killed_run_that_mlflow_cannot_end_now_is_ended_later(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     client.cache_clear()
     note_run(RunningNote(mlflow_run="a" * 32))
-    for _ in range(2):  # the run of the second time has its own note between
-        unfinished = end_interrupted_run(logging.getLogger("test"))
-        assert unfinished == ("a" * 32,)
-        note_run(RunningNote(mlflow_run=None, unfinished=unfinished))
-        remove_note(unfinished)
+    for number in range(2):
+        assert begin_run(f"00000000-0000-0000-0000-00000000000{number}", logging.getLogger("test")) == ["a" * 32]
+        note = json.loads(Path(NOTE).read_text())
+        note_run(RunningNote(None, unfinished=tuple(note["unfinished"])))  # Prefect is not asked here
     assert "still RUNNING in MLflow" in caplog.messages[0]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # which does not know the run
     client.cache_clear()
-    assert end_interrupted_run(logging.getLogger("test")) == ()
-    assert not Path(NOTE).exists()
+    assert begin_run("00000000-0000-0000-0000-000000000003", logging.getLogger("test")) == []
+    assert json.loads(Path(NOTE).read_text())["unfinished"] == []
     client.cache_clear()
+
+
+def test_a_run_that_was_killed_before_prefect_knew_its_end_is_ended_by_the_next(after_a_run: Path) -> None:
+    """The kill of a moment in which the run has done everything, and its state is not set yet."""
+    flow_run = json.loads((after_a_run / NOTE).read_text())["flow_run"].replace("-", "")
+    with sqlite3.connect(after_a_run / ".prefect/prefect.db") as database:
+        mine = f"replace(id, '-', '') = '{flow_run}'"
+        state = f"id = (select state_id from flow_run where {mine})"
+        database.execute(f"update flow_run_state set type = 'RUNNING', name = 'Running' where {state}")
+        database.execute(f"update flow_run set state_type = 'RUNNING', state_name = 'Running' where {mine}")
+    assert "was killed" in iterit(after_a_run, "run")
+    assert query(after_a_run, ".prefect/prefect.db", f"select state_name from flow_run where {mine}") == [("Crashed",)]
+    assert "was killed" not in iterit(after_a_run, "run")
+
+
+def test_a_run_whose_prefect_server_is_lost_ends_with_one_line_and_the_next_goes_on(after_a_run: Path) -> None:
+    edit_params(after_a_run, {"evaluate": {"samples": 2}})
+    flow = start(after_a_run, ["python", "-m", "flows.cli", "run"])
+    wait_for(lambda: any("components.evaluate" in line for line in at_work_in(after_a_run)), flow)
+    servers = [
+        process for process in psutil.process_iter(["cmdline"]) if "flows.server" in (process.info["cmdline"] or ())
+    ]
+    [server] = [process for process in servers if process.ppid() == flow.pid]
+    server.kill()
+    output = flow.communicate(timeout=60)[0]
+    assert flow.returncode == 75, output
+    assert output.splitlines()[-1] == f"error: {LOST}"
+    assert "Traceback" not in output
+    assert "Error" not in output
+    assert at_work_in(after_a_run) == []
+    edit_params(after_a_run, {"evaluate": {"samples": 1}})
+    assert "was killed" in iterit(after_a_run, "run")
+    assert open_runs(after_a_run) == []
+    assert query(after_a_run, "mlflow.db", "select count(*) from runs where status = 'RUNNING'") == [(0,)]
 
 
 def test_parameters_that_are_edited_during_a_run_end_it_and_are_never_recorded_beside_other_bytes(
@@ -96,7 +137,7 @@ def test_parameters_that_are_edited_during_a_run_end_it_and_are_never_recorded_b
     assert "Traceback" not in output
     assert [line for line in output.splitlines() if line.startswith("error: ")], output
     assert "changed" in output.splitlines()[-1]
-    assert not (after_a_run / NOTE).exists(), "a run that failed was not killed"
+    assert open_runs(after_a_run) == [], "a run that failed was not killed"
     edit_params(after_a_run, {"evaluate": {"samples": 1}})
     iterit(after_a_run, "run")
     assert hashes(after_a_run) == before

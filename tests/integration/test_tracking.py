@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from components.core.paths import seconds_file
 from components.provenance.digests import file_digest
 from components.provenance.lockfile import read_entry
 from components.tracking import client, runs, stages
+from flows.recording import recording
 
 STAGES = ["manifest@incoming", "base_model", "ingest", "benchmark_data", "dedupe", "evaluate_base"]
 STAGES += ["contamination", "report"]
@@ -86,6 +88,8 @@ def test_a_child_run_has_the_parameters_metrics_tables_and_hashes_of_its_stage(p
     assert files(score.info.run_id) == {
         "data/iterations/2/scores.parquet",
         "data/iterations/2/scores.csv",
+        "data/iterations/2/embeddings.parquet",
+        "data/iterations/2/embeddings.csv",
         "metrics/score/2.json",
         "provenance/score@2.json",
     }
@@ -191,3 +195,40 @@ def test_an_unreachable_tracking_server_is_reported_within_seconds(
         runs.start_pipeline_run(load_settings())
     assert "\n" not in str(raised.value)
     assert time.monotonic() - started < 30
+
+
+def test_a_store_that_refuses_during_a_run_costs_one_warning_and_the_next_run_is_told(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unfinished: list[str] = []
+    with recording(load_settings(), logging.getLogger("test"), unfinished) as records:
+        assert records.run is not None
+        client.client().delete_run(records.run.run_id)
+        for stage in ("ingest", "score@1", "score@2"):
+            records.record(stage)
+        records.wait()
+    assert len(caplog.messages) == 1
+    assert "the training is kept" in caplog.messages[0]
+    assert unfinished == [records.run.run_id]
+
+
+@pytest.mark.parametrize(
+    ("given", "user", "password"),
+    [
+        ("https://me:p%40w@mlflow.example.org/base", "me", "p@w"),
+        ("http://mlflow.example.org:5000", None, None),
+    ],
+)
+def test_the_password_of_a_server_s_address_is_given_to_mlflow_and_not_shown(
+    given: str, user: str | None, password: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    for name in names:
+        monkeypatch.setenv(name, "x")  # so that it is put back at the end
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert client.tracking_uri() == given.replace("me:p%40w@", "")
+    assert tuple(map(os.environ.get, names)) == (user, password)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://token@mlflow.example.org")
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI https://mlflow.example.org: expected USER:PASSWORD"):
+        client.tracking_uri()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from components.core.errors import UserError, without_password
-from flows.server import _bypass_proxies, api_url
+from components.core.errors import UserError, first_line, without_password
+from flows.server import AUTHENTICATION, _bypass_proxies, _check_home, api_url
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,36 @@ def test_no_proxy_is_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> 
         ("postgresql+psycopg2://user:p@ss@db/mlflow", "postgresql+psycopg2://db/mlflow"),
         ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
         ("could not reach http://a:b@h:1/: refused", "could not reach http://h:1/: refused"),
+        ("http://h/ answered x@y", "http://h/ answered x@y"),
+        ("403 for https://h/f?id=1&X-Amz-Signature=abc%20&x=2", "403 for https://h/f?id=1&X-Amz-Signature=...&x=2"),
+        ("wrong: ssh://me:p%40w@h/srv, s3://k:s@b", "wrong: ssh://h/srv, s3://b"),
     ],
 )
 def test_a_password_in_an_address_is_never_shown(given: str, shown: str) -> None:
     assert without_password(given) == shown
+    assert str(UserError(given)) == shown
+
+
+def test_an_error_is_cut_after_its_passwords_are_left_out() -> None:
+    assert "secret" not in first_line(ValueError(f"{'x' * 480} http://user:secret@host/"))
+
+
+def test_the_password_of_prefect_s_address_is_given_to_prefect_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(AUTHENTICATION, "x")  # so that it is put back at the end
+    monkeypatch.delenv(AUTHENTICATION)
+    assert api_url("https://me:p%40w@prefect.example.org/api") == "https://prefect.example.org/api"
+    assert os.environ[AUTHENTICATION] == "me:p@w"
+
+
+@pytest.mark.parametrize("home", ["file", "file/below", "/proc/none"])
+def test_a_home_that_prefect_cannot_use_is_named_before_prefect_is_imported(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", home)
+    with pytest.raises(UserError, match=f"PREFECT_HOME {home}: no folder can be there: "):
+        _check_home()
+    monkeypatch.setenv("PREFECT_HOME", "new/home")
+    _check_home()
+    assert (tmp_path / "new/home").stat().st_mode & 0o077 == 0

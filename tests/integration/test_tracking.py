@@ -106,6 +106,10 @@ def test_a_child_run_has_the_parameters_metrics_tables_and_hashes_of_its_stage(p
     assert files(evaluate.info.run_id) == {
         "data/evaluations/1.csv",
         "data/evaluations/1.parquet",
+        "data/target_evaluations/1.csv",
+        "data/target_evaluations/1.parquet",
+        "data/answers/1.csv",
+        "data/answers/1.parquet",
         "metrics/evaluate/1.json",
         "samples/1.json",
         "provenance/evaluate@1.json",

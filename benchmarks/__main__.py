@@ -6,11 +6,11 @@ python -m benchmarks [--alpaca FILE]
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import audit, finetune, score, select
+from benchmarks import audit, data, finetune, score, select
 from benchmarks.corpus import docstring_records, read_alpaca, spread
 from benchmarks.report import Row, write_results
 from components.core.process import quiet_environment
@@ -36,7 +36,8 @@ def main() -> None:
     )
     responses = [record.response for record in records]
     rows: list[Row] = []
-    benchmarks: list[Callable[[], list[Row]]] = [partial(select.run, responses, *size) for size in SIZES]
+    benchmarks: list[Callable[[], Iterable[Row]]] = [partial(select.run, responses, *size) for size in SIZES]
+    benchmarks.append(partial(data.run, records))
     benchmarks.append(audit.run)
     scored = spread(records, SCORED)
     benchmarks += [partial(score.run, options.model, scored, dtype) for dtype in ("float32", "bfloat16")]

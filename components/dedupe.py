@@ -81,7 +81,7 @@ class Deduplicated:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What records are compared by; index i is the i-th record. 1,000 bytes for a record of 65 words."""
+    """What records are compared by; index i is the i-th record."""
 
     ids: list[str]
     sources: list[str]

@@ -12,6 +12,7 @@ source with target: true) are measured like the holdout, in a table and under a 
 from __future__ import annotations
 
 import argparse
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from components.core.progress import progress
 from components.core.settings.pipeline import Settings
 from components.core.stage import stage
 from components.data import tables
-from components.data.records import Record, read_records
+from components.data.records import Record, open_records
 from components.evaluation.holdout import NO_TARGET, evaluate_records, summarize
 from components.evaluation.samples import Sample, generate_samples
 from components.model.load import load_model
@@ -63,7 +64,7 @@ def evaluate(
         of_targets = evaluate_records(model, tokenizer, targets, settings.score, what, arithmetic)
     with arithmetic:
         samples = generate_samples(
-            sorted(holdout, key=lambda record: record.id)[: settings.evaluate.samples],
+            heapq.nsmallest(settings.evaluate.samples, holdout, key=lambda record: record.id),
             model,
             tokenizer,
             system=settings.score.system,
@@ -130,7 +131,7 @@ def main() -> None:
     name, key = ("evaluate_base", None) if options.iteration == "base" else ("evaluate", options.iteration)
     with stage(name, key) as running, statement_of(running.name):
         settings, digest = load_settings(), cached_digest(options.model)
-        holdout, targets = read_records(options.holdout), read_records(options.targets)
+        holdout, targets = open_records(options.holdout), open_records(options.targets)
         evaluated = evaluate(options.model, holdout, targets, settings, running.arithmetic)
         metrics = metrics_of(evaluated)
         tables.write(options.evaluations, evaluated.holdout, tables.EVALUATIONS)

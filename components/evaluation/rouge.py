@@ -10,6 +10,7 @@ over records (components/evaluation/statistics.py).
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class RougeMetrics:
 
 def first_records(holdout: Sequence[Record], count: int) -> list[Record]:
     """The first `count` records by id: the same ones for every model, and of all sources alike."""
-    return sorted(holdout, key=lambda record: record.id)[:count]
+    return heapq.nsmallest(count, holdout, key=lambda record: record.id)
 
 
 def answer_records(

@@ -70,9 +70,15 @@ def _code() -> list[str]:
 
 def folder_digest_of(params: Mapping[str, Any]) -> str:
     """SHA-256 of what a folder is made of: code, parameters and the files that they name."""
-    files = {str(path): cached_digest(path) for path in local_paths(params)}
+    files = {str(path): _digest_at_start(path) for path in local_paths(params)}
     text = json.dumps([_code_digest(), params, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _digest_at_start(path: Path) -> str:
+    """The digest of a source or model, read once in a process: every cell is made of the same."""
+    return cached_digest(path)
 
 
 def local_paths(params: Mapping[str, Any]) -> list[Path]:

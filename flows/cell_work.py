@@ -22,7 +22,7 @@ from components.core.lock import LockedError, exclusive_lock
 from components.core.paths import SCRATCH, seconds_file
 from components.data import tables
 from components.model.throughput import ModelSize, read_size
-from components.scoring.store import STORE
+from components.scoring.store import EMBEDDINGS, STORE
 from flows.cell_folder import (
     CellFolder,
     bring,
@@ -60,6 +60,11 @@ class Places:
     @property
     def lock(self) -> Path:
         return WORK / f"{self.name}.lock"
+
+    @property
+    def note(self) -> Path:
+        """Of flows/interrupted.py."""
+        return WORK / f"{self.name}.running.json"
 
     def cell(self, cell: Cell) -> Path:
         return self.results / "cells" / f"{cell.name}.json"
@@ -157,8 +162,9 @@ def run_cell(cell: Cell, pool: Pool, bench: Bench, log: Log) -> Finished:
     """Choose, train and measure, and write what came of it. Raises StageError."""
     place, started = bench.places.work / cell.name, time.monotonic()
     folder = open_folder(place, cell.params)
-    if (pool.folder.project / STORE).is_dir():
-        bring(pool.folder.project / STORE, folder.project / STORE)  # a base model or proxy scores each record once
+    for store in (STORE, EMBEDDINGS):  # a base model or proxy reads each record once
+        if (pool.folder.project / store).is_dir():
+            bring(pool.folder.project / store, folder.project / store)
     bench.workers.run(
         folder.project, [*stages_of_pool(cell, evaluated=bench.trains), *own_stages(cell, bench)], log, kept=_is_small
     )

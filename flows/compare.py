@@ -16,6 +16,7 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from components.comparison.answer import Answer, Finished, make_answer
@@ -29,6 +30,7 @@ from components.data import tables
 from flows.cell_folder import check_committed, remove_folder
 from flows.cell_work import Bench, Places, comparison_lock, prepare_pool, read_finished, run_cell
 from flows.comparison_files import write_comparison
+from flows.interrupted import begin_run
 from flows.task import StageError
 from flows.workers import Log, StoppedError, Workers, share_machine
 from flows.workspace import WorkspaceBusyError
@@ -52,6 +54,7 @@ def compare(file: str, workers: int) -> State[Any]:
     try:
         comparison, cells, bench = prepare(Path(file), workers)
         with comparison_lock(bench.places):
+            begin_run(flow_run.id, get_run_logger(), bench.places.note)
             found = _run_cells(cells, bench)
             result = _answer(comparison, cells, found, bench)
             write_comparison(Path(file), load_settings(), result, cells, bench.places, get_run_logger())

@@ -12,6 +12,7 @@ from components.comparison.settings import read_comparison
 from components.core.errors import BAD_INPUT, TRY_LATER, Unreachable, UserError
 from components.core.params import read_params
 from components.core.process import quiet_environment
+from flows.cell_folder import check_committed
 from flows.foreground import FAILED, INTERRUPTED
 from flows.server import start_prefect_server, wait_until_healthy
 from flows.workspace import WorkspaceBusyError, check_repository
@@ -46,6 +47,7 @@ def compare(file: Path, workers: int) -> int:
     check_repository()
     comparison = read_comparison(file)
     cells = make_cells(comparison, read_params(), str(file))  # before Prefect is imported
+    check_committed()
     quiet_environment()
     start_prefect_server()
     from prefect.task_runners import ThreadPoolTaskRunner

@@ -37,9 +37,8 @@ def write_comparison(
         with atomic_write(places.results / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     try:
-        log_comparison(
-            settings, answer.name, _values(answer), [file, *(places.results / name for name in (ANSWER, TEXT, PAGE))]
-        )
+        pages = [file, places.results / TEXT, places.results / PAGE]
+        log_comparison(settings, answer.name, places.results / ANSWER, _values(answer), pages)
     except UserError as error:
         logger.warning("%s: not in MLflow: %s", places.results, error)
 

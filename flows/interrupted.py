@@ -7,6 +7,7 @@ Prefect and MLflow say when the next one begins. So there is no moment at which 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -41,25 +42,25 @@ class RunningNote:
     """Flow runs before this one that Prefect has not been asked about yet."""
 
 
-def note_run(note: RunningNote) -> None:
+def note_run(note: RunningNote, file: Path = NOTE) -> None:
     """Say which run is at work, or was the last."""
-    write_json(NOTE, asdict(note))
+    write_json(file, asdict(note))
 
 
-def begin_run(flow_run: str, logger: Logger) -> list[str]:
+def begin_run(flow_run: str, logger: Logger, file: Path = NOTE) -> list[str]:
     """Note down the flow run, and end the runs that a kill has left running: Crashed in Prefect, KILLED in MLflow.
 
-    Returns the MLflow runs that could not be ended because the server does not answer: a warning, and the next run
-    tries again.
+    `file` holds the note: runs that may be at work at the same time have one each. Returns the MLflow runs that could
+    not be ended because the server does not answer: a warning, and the next run tries again.
     """
-    before = RunningNote(**read_json(NOTE)) if NOTE.is_file() else RunningNote()
+    before = RunningNote(**read_json(file)) if file.is_file() else RunningNote()
     earlier = (*before.earlier, *([before.flow_run] if before.flow_run else []))
     runs = (*before.unfinished, *([before.mlflow_run] if before.mlflow_run else []))
-    note_run(RunningNote(flow_run, unfinished=runs, earlier=earlier))
+    note_run(RunningNote(flow_run, unfinished=runs, earlier=earlier), file)
     if any([_crash(run) for run in earlier]):  # noqa: C419  each of them
         logger.info("the run before this one was killed; it is ended as killed in Prefect and MLflow")
     unfinished = [run for run in runs if not _kill(run, logger)]
-    note_run(RunningNote(flow_run, unfinished=tuple(unfinished)))
+    note_run(RunningNote(flow_run, unfinished=tuple(unfinished)), file)
     return unfinished
 
 

@@ -62,7 +62,7 @@ def start_pipeline_run(
     start_time = time.time() if started is None else started
     with explain_unreachable():
         run = client().create_run(
-            _experiment_id(settings.experiment),
+            experiment_id(settings.experiment),
             start_time=int(start_time * 1000),
             run_name=name or os.environ.get("DVC_EXP_NAME"),
             tags={"mlflow.source.name": "iterit", **_git_commit_tag(), **(tags or {})},
@@ -133,7 +133,8 @@ def log_values(run_id: str, metrics: Sequence[Metric] = (), params: Mapping[str,
         client().log_batch(run_id, params=entities[start : start + MAX_PARAMS])
 
 
-def _experiment_id(name: str) -> str:
+def experiment_id(name: str) -> str:
+    """MLflow's id of the experiment, which is made if there is none. Raises UserError when it was deleted."""
     experiment = client().get_experiment_by_name(name)
     if experiment is None:
         # with this kind MLflow's page opens on training runs and models, not on traces of agents

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,18 @@ from components.core.files import link_or_copy, publish_folder
 
 
 @pytest.fixture
-def other_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder of another file system than `tmp_path`."""
-    if not os.access("/dev/shm", os.W_OK) or Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("no second file system here")
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
+def other_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to which the system refuses hard links, as it does to another file system."""
+    folder, link = tmp_path / "other", os.link
+    folder.mkdir()
+
+    def refuse(source: str | Path, target: str | Path) -> None:
+        if Path(target).is_relative_to(folder):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+    return folder
 
 
 def make_folder(folder: Path) -> Path:

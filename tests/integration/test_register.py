@@ -27,7 +27,7 @@ from components.data import tables
 from components.data.records import write_records
 from components.promotion.champion import promote_by_hand, roll_back
 from components.provenance.digests import folder_digest
-from components.register import describe_checkpoint, register_by_hand
+from components.register import describe_checkpoint
 from components.tracking import client, registry, runs, stages
 from tests.support.finished_pipeline import RECORDS, dvc, put_model
 from tests.support.project import edit_params
@@ -332,8 +332,9 @@ def test_a_champion_without_benchmarks_is_benchmarked_once_and_a_worse_challenge
     assert "gate: promoted: +1.0000" in again.stdout, again.stderr
     # of another checkpoint than the one that would be registered
     put_model(project, "2", make_small_model(tmp_path / "third", seed=13), loss=0.5)
-    with pytest.raises(UserError, match=r"metrics/benchmark/2\.json: of another checkpoint"):
-        register_by_hand()
+    refused = register(project)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: metrics/benchmark/2.json: of another checkpoint")
 
 
 def test_the_best_checkpoint_is_registered_when_gate_register_asks_for_it(project: Path) -> None:

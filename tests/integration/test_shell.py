@@ -51,7 +51,8 @@ def test_an_iteration_s_key_and_parent_are_no_commands(project: Path, name: str,
     key, parent = (name, "base") if which == "key" else ("1", name)
     rewrite(project, "iterations", {key: {"parent": parent}})
     # what DVC wants to see before it starts the command
-    for path in ("pool.parquet", f"iterations/{key}/scores.parquet", f"iterations/{parent}/candidates.parquet"):
+    of_key = [f"iterations/{key}/{table}.parquet" for table in ("scores", "embeddings")]
+    for path in ("pool.parquet", *of_key, f"iterations/{parent}/candidates.parquet"):
         (project / "data" / path).parent.mkdir(parents=True, exist_ok=True)
         (project / "data" / path).touch()
     output = call(project, "dvc", "repro", "--single-item", f"select@{key}", expect=255)

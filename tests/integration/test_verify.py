@@ -199,7 +199,7 @@ EDITS: list[tuple[str, Edit]] = [
      in_lock("manifest@incoming", "data/incoming", md5=f"{MD5}.dir")),
     ("dvc.lock: evaluate_base: outs samples/base.json",
      edit_lock("evaluate_base", lambda entry: entry["outs"].pop(-1))),
-    ("dvc.lock: dedupe: deps data/raw.parquet", edit_lock("dedupe", lambda entry: entry["deps"].pop(-1))),
+    ("dvc.lock: dedupe: deps data/target.parquet", edit_lock("dedupe", lambda entry: entry["deps"].pop(-1))),
     # dvc.lock: parameters and commands
     ("dvc.lock: select@2: params select.ratio", param_in_lock("select@2", "select", "ratio", value=0.3)),
     ("dvc.lock: score@1: params score.model", param_in_lock("score@1", "score", "model", value="base")),

@@ -172,10 +172,11 @@ def _use_cache(project: Path) -> None:
 
 @cache
 def _cache_dir() -> str:
+    """What `dvc cache dir` prints, as an absolute path."""
     from dvc.repo import Repo
 
     with Repo(os.curdir) as repo:
-        return str(repo.cache.local.path)
+        return str(repo.cache.local_cache_dir)
 
 
 def record_experiment(folder: CellFolder, name: str, message: str) -> str:

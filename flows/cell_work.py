@@ -1,7 +1,7 @@
 """The work of a comparison: what the cells of a pool share, computed once, then each cell in a folder of its own.
 
 What a cell gives is in comparisons/NAME/ as soon as all of it is there. Then its folder is removed, checkpoints
-included: `dvc exp apply` and `dvc repro` make them again. A killed cell goes on with the stage that it was in.
+included: docs/compare.md says how they are made again. A killed cell goes on with the stage that it was in.
 """
 
 from __future__ import annotations

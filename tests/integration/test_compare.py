@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from components.core.files import read_json
 from tests.support.browser import CHROMIUM, assert_drawn
 from tests.support.html import assert_self_contained
-from tests.support.project import at_work_in, call, iterit, make_project, start, wait_for
+from tests.support.project import at_work_in, call, hashes, iterit, make_project, ran, start, wait_for
 
 COMPARE = {
     "name": "small",
@@ -90,9 +90,19 @@ def test_every_cell_is_a_dvc_experiment_and_nothing_large_is_left(compared: tupl
     assert sorted(listed.split()) == sorted(f"small-{cell}-k8-n25-s{s}" for cell in COMPARE["arms"] for s in (1, 2))
     assert call(folder, "git", "worktree", "list").count("\n") == 1
     assert not (folder / ".iterit/compare/small").exists()
-    call(folder, "dvc", "exp", "apply", "small-iterit-k8-n25-s2")
-    assert "seed: 2" in (folder / "params.yaml").read_text(encoding="utf-8")
-    subprocess.run(["git", "checkout", "--quiet", "--force", "HEAD"], cwd=folder, check=True)
+
+
+def test_a_cell_s_checkpoint_is_made_again_on_a_branch(compared: tuple[Path, str, int], tmp_path: Path) -> None:
+    folder, _, _ = compared
+    project = tmp_path / "project"
+    shutil.copytree(folder, project, symlinks=True)
+    call(project, "dvc", "exp", "branch", "small-iterit-k8-n25-s2", "again")
+    call(project, "git", "switch", "--quiet", "again")
+    before = hashes(project)
+    printed = call(project, "dvc", "repro", "evaluate@1")
+    assert ran(printed) == {"finetune@1"}  # the rest is in the project's cache
+    assert hashes(project) == before
+    assert (project / "models/1/model.safetensors").is_file()
 
 
 def test_another_start_runs_nothing_and_gives_the_same_answer(compared: tuple[Path, str, int]) -> None:

@@ -207,7 +207,7 @@ def test_the_tables_and_the_page_have_every_arm_and_verdict() -> None:
     assert "6.7%" in text  # 4 of 60 picks
     page = comparison_page(answer, seconds, Origin("name: <script>", "0" * 40, len(made)))
     seen = assert_self_contained(page)
-    for word in ("iterit", "not better", "Noise among the picks", "forward passes", "dvc exp apply"):
+    for word in ("iterit", "not better", "Noise among the picks", "forward passes", "dvc exp branch"):
         assert word in seen.text
     assert json_text({"answer": answer.name})
 

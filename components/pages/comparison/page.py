@@ -124,7 +124,8 @@ def _again(answer: Answer, origin: Origin) -> Iterator[Part]:
         title="Commands",
     )
     yield Text(
-        f"Each cell is a DVC experiment whose name begins with {answer.name}-: `dvc exp show` lists them with their "
-        "parameters, `dvc exp apply NAME` and `dvc repro` make its checkpoints again."
+        f"Each cell is a DVC experiment whose name begins with {answer.name}-: dvc exp show lists them with their "
+        "parameters. A cell's checkpoints are made again on a branch of its own: dvc exp branch EXPERIMENT BRANCH, "
+        "git switch BRANCH, dvc repro."
     )
     yield Code(origin.file, title="compare.yaml")

@@ -139,8 +139,8 @@ def _unheard(_: str) -> None:
 
 def print_plan(planned: Plan, comparison: Comparison, workers: int) -> None:
     """Print the plan."""
-    grid = f"{len(comparison.arms)} arms, {len(comparison.seeds)} seeds, {len(comparison.budgets)} budgets, "
-    grid += f"{len(comparison.noise)} shares of noise"
+    sizes = {name: len(getattr(comparison, name)) for name in ("arms", "seeds", "budgets", "noise")}
+    grid = " x ".join(f"{name} {size}" for name, size in sizes.items())
     operations = (planned.choosing_operations, planned.training_operations, planned.measuring_operations)
     choosing, training, measuring = (f"{one / PETA:,.3g}" for one in operations)
     hours = f"{planned.seconds / 3600:.1f} h" if planned.seconds >= 3600 else f"{planned.seconds / 60:.0f} min"

@@ -119,7 +119,7 @@ def test_a_choice_alone_is_compared_in_a_moment_and_planned_before(compared: tup
     folder, _, _ = compared
     write_compare(folder, name="choice", train=False, seeds=[1])
     planned = iterit(folder, "compare", "--plan")
-    assert "cells        2 to run (2 arms, 1 seeds, 1 budgets, 1 shares of noise), 1 at a time" in planned
+    assert "cells        2 to run (arms 2 x seeds 1 x budgets 1 x noise 1), 1 at a time" in planned
     assert "passes       80 forward passes to choose, 0 to measure" in planned
     printed = iterit(folder, "compare")
     assert "nothing was trained" in printed
